@@ -1,0 +1,99 @@
+"""What the library's loop costs: `fit` against a bare loop, `sweep` against the same fits one after the other.
+
+    python benchmarks/speed.py [--rounds 5] [--threads 2]
+
+Prints ratios of medians over interleaved rounds in one process: the machine's speed drifts, the ratio does not.
+MNIST is timed with random pixels of its size: the values do not change the time.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from nbvae import data, models, objectives, training
+
+
+def bare_loop(model: torch.nn.Module, x: torch.Tensor, config: training.TrainConfig) -> None:
+    """The least that training this model with Adam takes."""
+    adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    for _ in range(config.epochs):
+        for index in torch.randperm(len(x)).split(config.batch_size):
+            terms = objectives.elbo_terms(model, x[index])
+            loss = (terms.distortion + terms.rate).mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    first: Callable[[], object], second: Callable[[], object], rounds: int
+) -> tuple[float, float, list[float]]:
+    """Median seconds of both and the ratio first/second of each round, after one round that is not counted."""
+    times = [(timed(first), timed(second)) for _ in range(rounds + 1)][1:]
+    return (*(statistics.median(column) for column in zip(*times, strict=True)), [a / b for a, b in times])
+
+
+def report(name: str, first: Callable[[], object], second: Callable[[], object], rounds: int) -> None:
+    a, b, ratios = interleaved(first, second, rounds)
+    print(
+        f"{name:58s} {statistics.median(ratios):6.2f}  [{min(ratios):.2f}, {max(ratios):.2f}]   {a:7.2f} s / {b:.2f} s",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    digits = data.load("digits")
+    pixels = (torch.rand(6400, 1, 28, 28) > 0.8).float()
+    mnist = data.Dataset(name="pixels", train=pixels, validation=pixels[:10], test=pixels[:10])
+    print(f"{options.threads} threads, median of {options.rounds} interleaved rounds [least, most]")
+
+    def model(dataset: data.Dataset, hidden: int, latents: int) -> models.VAE:
+        return models.VAE(dataset.shape, latents, hidden=(hidden,))
+
+    config = training.TrainConfig(epochs=2, batch_size=128, device="cpu")
+    report("fit / bare loop, MNIST 784-512-16, batch 128",
+           lambda: training.fit(model(mnist, 512, 16), mnist, objectives.VAE(), config),
+           lambda: bare_loop(model(mnist, 512, 16), mnist.train, config), options.rounds)  # fmt: skip
+    betas = [2.0 ** (i / 2 - 4) for i in range(16)]
+    for name, dataset, hidden, latents, config in (
+        (
+            "16 fits / sweep, digits 64-128-8, batch 64",
+            digits,
+            128,
+            8,
+            training.TrainConfig(epochs=3, batch_size=64, device="cpu"),
+        ),
+        (
+            "16 fits / sweep, MNIST 784-512-16, batch 128",
+            mnist,
+            512,
+            16,
+            training.TrainConfig(epochs=1, batch_size=128, device="cpu"),
+        ),
+    ):
+
+        def make(dataset=dataset, hidden=hidden, latents=latents) -> models.VAE:
+            return model(dataset, hidden, latents)
+
+        report(name,
+               lambda: [training.fit(make(), dataset, objectives.BetaVAE(beta), config) for beta in betas],
+               lambda: training.sweep(make, dataset, betas, config=config), options.rounds)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

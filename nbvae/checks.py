@@ -1,0 +1,30 @@
+"""Bad input, answered in one line: each check returns the value or raises a `ValueError` that says what is allowed."""
+
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+
+
+def positive(name: str, value: object) -> float:
+    """Return `value` as a float if it is a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+    return float(value)
+
+
+def whole(name: str, value: object, minimum: int = 1) -> int:
+    """Return `value` as an int if it is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"{name} must be a whole number >= {minimum}, got {value!r}")
+    return int(value)
+
+
+def choice(name: str, value: object, allowed: Collection[object]) -> object:
+    """Return `value` if it is one of `allowed`."""
+    try:
+        known = value in allowed
+    except TypeError:  # an unhashable value against a dict or set
+        known = False
+    if not known:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+    return value

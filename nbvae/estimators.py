@@ -1,0 +1,85 @@
+"""Measurement: what a trained model is worth on data that it is shown, without gradients, with standard errors. Nats."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nbvae import checks, curves, objectives
+
+# Values of x̂ that are held at once, whatever the size of the data: 64 MiB in float32.
+_CHUNK = 1 << 24
+
+
+@torch.no_grad()
+def evaluate(
+    model: objectives.Model, x: Float[Tensor, "..."], beta: float = 1.0, n_samples: int = 10, seed: int = 0
+) -> curves.RDPoint:
+    """Rate, distortion and MSE of `model` on x (batch, *shape), averaged over the examples, as a point of the RD plane.
+
+    Distortion and MSE are expectations over z ~ q(z|x), estimated with `n_samples` draws for each example, never at the
+    posterior's mean; MSE is ‖x − E[x|z]‖² summed over dimensions. The standard errors are those of the mean over the
+    examples: the draws' noise is part of them. `beta` only labels the point and weighs its loss D + βR. The draws come
+    from `seed` and leave torch's stream as it was.
+    """
+    checks.whole("n_samples", n_samples)
+    beta = checks.positive("beta", beta)
+    like = model.prior().mean
+    if len(x) < 2:
+        raise ValueError(f"a standard error needs at least two examples, got {len(x)}")
+    columns = []
+    with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for part in x.split(max(1, _CHUNK // x[0].numel())):
+            part = part.to(like)
+            distortion = mse = rate = torch.zeros(len(part), dtype=like.dtype, device=like.device)
+            posterior, prior = model.posterior(part), model.prior()
+            rate = torch.distributions.kl_divergence(posterior, prior)
+            for _ in range(n_samples):
+                likelihood = model.likelihood(posterior.sample())
+                distortion = distortion - likelihood.log_prob(part)
+                mse = mse + (part - likelihood.mean).square().flatten(1).sum(-1)
+            columns.append(torch.stack([rate, distortion / n_samples, mse / n_samples]).double())
+    rate, distortion, mse = torch.cat(columns, -1).cpu()
+    loss = distortion + beta * rate
+    values = {name: value.mean().item() for name, value in (("rate", rate), ("distortion", distortion), ("mse", mse))}
+    errors = {
+        f"{name}_stderr": (value.std() / len(value) ** 0.5).item()
+        for name, value in (("rate", rate), ("distortion", distortion), ("mse", mse), ("loss", loss))
+    }
+    return curves.RDPoint(beta=beta, **values, **errors)
+
+
+def rd_curve(runs: Sequence, x: Float[Tensor, "..."], n_samples: int = 10, seed: int = 0) -> curves.RDCurve:
+    """The rate–distortion curve of trained `runs` (each with `.model` and `.objective.beta`) on x, one point for each β.
+
+    Where several runs share a β (seeds), the point is their mean and its standard errors are those of that mean over the
+    runs: the spread of training, on the same examples. A single run has the standard errors of `evaluate`, over examples.
+
+    Raises `ValueError` for no runs, or for runs of one β whose models differ in their settings (σ, say): split them first.
+    """
+    points = []
+    runs = list(runs)
+    if not runs:
+        raise ValueError("rd_curve needs at least one run")
+    order = sorted(runs, key=lambda run: run.objective.beta)
+    for beta, group in itertools.groupby(order, key=lambda run: run.objective.beta):
+        same = list(group)
+        if any(getattr(run.model, "config", None) != getattr(same[0].model, "config", None) for run in same):
+            raise ValueError(f"the runs of β = {beta} have models of different settings: one curve for each, please")
+        measured = [evaluate(run.model, x, beta, n_samples, seed) for run in same]
+        points.append(measured[0] if len(measured) == 1 else curves.RDPoint.mean_of(measured))
+    return curves.RDCurve(points)
+
+
+def empirical_entropy(x: Float[Tensor, "..."]) -> float:
+    """Entropy in nats of the distribution that puts weight 1/N on each of the N rows of x: log N if they are distinct.
+
+    The bound D + R >= H needs it, for a decoder that is a probability mass on discrete data (Alemi et al. 2018).
+    """
+    if not len(x):
+        raise ValueError("the entropy of a data set needs at least one example")
+    counts = torch.unique(x.flatten(1), dim=0, return_counts=True)[1].double()
+    return -(counts / len(x) * (counts / len(x)).log()).sum().item()

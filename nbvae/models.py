@@ -1,0 +1,85 @@
+"""Variational autoencoders as three distributions: `posterior(x)`, `likelihood(z)`, `prior()`. No losses here."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributions, nn
+
+from nbvae import checks, likelihoods
+from nbvae import nn as networks
+
+
+class VAE(nn.Module):
+    """Encoder q(z|x) = N(μ(x), diag σ²(x)), decoder p(x|z) and prior p(z) = N(0, I) (Kingma & Welling 2013).
+
+    Parameters are drawn from torch's global stream: call `torch.manual_seed` first.
+
+    - `shape`: shape of one example, `ds.shape`; `latent_dim`: k >= 1.
+    - `network`: "linear" (mean and decoder linear, posterior variance constant) or "mlp".
+    - `likelihood`: "bernoulli" (0/1 data) or "gaussian" with the fixed standard deviation `sigma`.
+    - `hidden`: widths of the hidden layers from the data inwards, the decoder's reversed; by default (128,) for up to 256
+      inputs and (400, 400) above.
+
+    Raises `ValueError` with what is allowed for any other argument.
+    """
+
+    prior_mean: Tensor
+    prior_std: Tensor
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent_dim: int = 8,
+        network: str = "mlp",
+        likelihood: str = "bernoulli",
+        *,
+        sigma: float | None = None,
+        hidden: Sequence[int] | None = None,
+    ):
+        super().__init__()
+        if isinstance(shape, int | str) or not len(shape):
+            raise ValueError(f"shape must be the shape of one example, such as (1, 8, 8); got {shape!r}")
+        self.shape = tuple(checks.whole("shape", side) for side in shape)
+        self.latent_dim = checks.whole("latent_dim", latent_dim)
+        n = math.prod(self.shape)
+        if hidden is None:
+            hidden = (128,) if n <= 256 else (400, 400)
+        hidden = tuple(checks.whole("hidden", width) for width in hidden)
+        self.config = {
+            "shape": self.shape, "latent_dim": self.latent_dim, "network": network,
+            "likelihood": likelihood, "sigma": sigma, "hidden": hidden,
+        }  # fmt: skip
+        self.encoder = networks.encoder(network, n, self.latent_dim, hidden)
+        self.decoder = networks.decoder(network, self.latent_dim, n, hidden[::-1])
+        self.pixels = likelihoods.make(likelihood, self.shape, sigma)
+        self.register_buffer("prior_mean", torch.zeros(self.latent_dim), persistent=False)
+        self.register_buffer("prior_std", torch.ones(self.latent_dim), persistent=False)
+
+    def posterior(self, x: Float[Tensor, "*batch"]) -> distributions.Independent:
+        """q(z|x) for x (*batch, *shape): event shape (latent_dim,)."""
+        if x.shape[-len(self.shape) :] != self.shape or x.dim() == len(self.shape):
+            raise ValueError(f"x must have the shape (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        mean, log_variance = self.encoder(x.flatten(-len(self.shape)))
+        return _normal(mean, (0.5 * log_variance).exp())
+
+    def likelihood(self, z: Float[Tensor, "*batch k"]) -> distributions.Independent:
+        """p(x|z) for z (*batch, latent_dim): event shape `shape`; its `.mean` is the reconstruction."""
+        if z.shape[-1:] != (self.latent_dim,):
+            raise ValueError(f"z must have {self.latent_dim} latents in its last dimension, got {tuple(z.shape)}")
+        return self.pixels(self.decoder(z))
+
+    def prior(self) -> distributions.Independent:
+        """p(z) = N(0, I), event shape (latent_dim,)."""
+        return _normal(self.prior_mean, self.prior_std)
+
+    def check(self, x: Float[Tensor, "*batch"]) -> None:
+        """Raise `ValueError` unless x (batch, *shape) is data that this model's likelihood is a likelihood for."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"the model is for examples of shape {self.shape}, the data have {tuple(x.shape[1:])}")
+        self.pixels.check(x)
+
+
+def _normal(mean: Tensor, std: Tensor) -> distributions.Independent:
+    return distributions.Independent(distributions.Normal(mean, std, validate_args=False), 1, validate_args=False)

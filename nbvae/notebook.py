@@ -1,0 +1,60 @@
+"""What every chapter does first: refuse misspelt parameters, show errors in one line, draw figures as SVG."""
+
+import ast
+from collections.abc import Sequence
+
+
+def begin(cells: Sequence[str]) -> None:
+    """Open a chapter: `notebook.begin(In)` in the cell after the parameters, where they are also validated by use.
+
+    - Parameters that papermill injected but the notebook does not have raise `ValueError`, with the names it has.
+    - An error in this cell is shown as one line. Later cells show whole tracebacks.
+    - Figures become SVG with stable identifiers, so that equal results give equal bytes.
+
+    `cells` holds the source of the cells run so far, as IPython's `In` does.
+    """
+    import matplotlib as mpl
+    from IPython.core.getipython import get_ipython
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    shell = get_ipython()
+    if shell is not None:
+        set_matplotlib_formats("svg")
+        shell.InteractiveTB.set_mode(mode="Minimal")
+        shell.events.register("post_run_cell", _whole_tracebacks)
+    mpl.rcParams.update({"svg.hashsalt": "nbvae", "figure.constrained_layout.use": True, "axes.spines.top": False,
+                         "axes.spines.right": False, "legend.frameon": False})  # fmt: skip
+    check_parameters(cells)
+
+
+def check_parameters(cells: Sequence[str]) -> None:
+    """Raise `ValueError` if papermill's injected cell sets a name that no cell before it sets."""
+    declared: set[str] = set()
+    for source in cells:
+        names = _assigned(source)
+        if source.startswith("# Parameters"):  # papermill's mark on the cell that it injects
+            unknown = sorted(names - declared)
+            if unknown:
+                raise ValueError(
+                    f"unknown parameter {', '.join(unknown)}; this notebook has: {', '.join(sorted(declared))}"
+                )
+        declared |= names
+
+
+def _whole_tracebacks(_result: object) -> None:
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    if shell is not None:
+        shell.InteractiveTB.set_mode(mode="Context")
+        shell.events.unregister("post_run_cell", _whole_tracebacks)
+
+
+def _assigned(source: str) -> set[str]:
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # magics
+        return set()
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in tree.body if isinstance(node, ast.AnnAssign)]
+    return {target.id for target in targets if isinstance(target, ast.Name)}

@@ -1,0 +1,429 @@
+"""Training: one frozen config, `fit` for one model, `sweep` for many at once, and runs on disk."""
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, distributions, nn
+from tqdm.auto import tqdm
+
+import nbvae
+from nbvae import checks, data, models, objectives
+from nbvae import nn as networks
+
+SCHEDULES = ("constant", "cosine", "one_cycle")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+# Values that one group of a sweep may hold on a CPU. Beyond this the optimiser's state no longer fits the cache, and a larger
+# stack is slower per model than two smaller ones (benchmarks/speed.py).
+_GROUP = 8_000_000
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train: Adam at `lr` under a schedule, all randomness from `seed`.
+
+    - `epochs` >= 1 passes over the training split in batches of `batch_size` >= 1 (the last may be smaller);
+    - `lr` > 0, the peak of the `schedule`: "constant", "cosine" (to zero) or "one_cycle";
+    - `device`: "auto" (CUDA, then MPS, then CPU), or one by name ("cuda:1" too).
+
+    Raises `ValueError` with what is allowed.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 1e-3
+    schedule: str = "constant"
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        checks.whole("epochs", self.epochs)
+        checks.whole("batch_size", self.batch_size)
+        checks.positive("lr", self.lr)
+        checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.whole("seed", self.seed, minimum=0)
+        device(self.device)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and how it came about.
+
+    `history` has one value per epoch of "loss", "distortion" and "rate": means over the training examples, nats, each
+    measured in the step that trained on the example. `seconds` is wall time; models of one `sweep` share theirs equally.
+    """
+
+    model: nn.Module
+    objective: Callable[..., objectives.Loss]
+    config: TrainConfig
+    history: dict[str, list[float]]
+    seconds: float
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `model.safetensors` and `run.json` into `folder` (made if need be); return the folder."""
+        folder = Path(folder)
+        names = [name for name, kind in objectives.TABLE.items() if type(self.objective) is kind]
+        settings = getattr(self.model, "config", None)
+        if not names or settings is None:
+            raise ValueError("only a model of nbvae.models trained with an objective of objectives.TABLE can be saved")
+        record = {
+            "nbvae": nbvae.__version__,
+            "torch": torch.__version__,
+            "model": {"class": type(self.model).__name__, **settings},
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            "objective": {"name": names[0], **asdict(self.objective)},  # type: ignore[call-overload]
+            "config": asdict(self.config),
+            "history": self.history,
+            "seconds": self.seconds,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        safetensors.torch.save_file(weights, folder / "model.safetensors")
+        (folder / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+        return folder
+
+
+def load(folder: str | Path) -> Run:
+    """Read a run that `Run.save` wrote; the model is on the CPU. `FileNotFoundError` or `ValueError` if it cannot be read."""
+    folder = Path(folder)
+    for name in ("run.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no run: {name} is missing")
+    try:
+        record = json.loads((folder / "run.json").read_text())
+        settings, objective = record["model"], record["objective"]
+        model = getattr(models, settings.pop("class"))(**settings).to(getattr(torch, record["dtype"]))
+        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        trained = objectives.TABLE[objective.pop("name")](**objective)
+        return Run(model, trained, TrainConfig(**record["config"]), record["history"], record["seconds"])
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{folder} holds a damaged run: {str(error).splitlines()[0]}") from None
+
+
+class Diverged(FloatingPointError):
+    """A loss was not finite. `runs` holds what was trained, each model as it was at the end of its last good epoch."""
+
+    def __init__(self, message: str, runs: list[Run]):
+        super().__init__(message)
+        self.runs = runs
+
+
+def device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes CUDA, then MPS, then the CPU. `ValueError` if the machine has no such device."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    kind, _, index = name.partition(":") if isinstance(name, str) else (None, "", "")
+    if kind not in available or (index and not index.isdigit()):
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}; got {name!r}")
+    if not available[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
+        here = [each for each, there in available.items() if there]
+        raise ValueError(f"device {name!r} is not on this machine, which has: {', '.join(here)}")
+    return torch.device(name)
+
+
+def fit(
+    model: nn.Module,
+    dataset: data.Dataset,
+    objective: Callable[..., objectives.Loss],
+    config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
+) -> Run:
+    """Train `model` in place on `dataset.train` and return the `Run`.
+
+    Batches, posterior noise and dynamic binarisation are drawn from torch's global stream, seeded with `config.seed` and put
+    back afterwards. Nothing is read from the device inside an epoch; a loss that is not finite is found at the epoch's end:
+    `Diverged` names its first step, and the model keeps the state of the last good epoch's end.
+
+    Raises `ValueError` for data that the model's likelihood is no likelihood for (grey pixels, another shape).
+    """
+    place = device(config.device)
+    _accept(model, dataset)
+    start = time.perf_counter()
+    with seeded(config.seed, place):
+        [(history, problem)] = _loop(model.to(place), objective, dataset, config, _Streams([None], place))
+    run = Run(model, objective, config, history, time.perf_counter() - start)
+    if problem:
+        raise Diverged(problem, [run])
+    return run
+
+
+def sweep(
+    make: Callable[..., nn.Module],
+    dataset: data.Dataset,
+    betas: Sequence[float],
+    objective: str | Callable[[float], Callable[..., objectives.Loss]] = "beta_vae",
+    seeds: Sequence[int] = (0,),
+    config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
+    sigmas: Sequence[float] | None = None,
+) -> list[Run]:
+    """Train a model for every β, every σ and every seed, all at once; return the runs in that order, seeds innermost.
+
+    `make()` returns a new model (`make(sigma=σ)` where `sigmas` are given), always of one architecture; torch's stream is
+    seeded before each call. `objective` is a name in `objectives.TABLE` or a function from β to an objective. Each run equals
+    the `fit` of such a model with `config.seed` set to its seed: the same initial weights, batches and noise. A run that
+    diverges is put back to its last good epoch while the others go on, and `Diverged` is raised at the end.
+    """
+    betas = [checks.positive("beta", beta) for beta in _listed("betas", betas)]
+    seeds = [checks.whole("seed", seed, minimum=0) for seed in _listed("seeds", seeds)]
+    options = [{}] if sigmas is None else [{"sigma": sigma} for sigma in _listed("sigmas", sigmas)]
+    build = objective
+    if isinstance(objective, str):
+        checks.choice("objective", objective, objectives.TABLE)
+        build = objectives.TABLE[objective]
+        if "beta" not in {field.name for field in fields(build)}:
+            raise ValueError(f"objective={objective!r} has no beta to sweep over")
+    place = device(config.device)
+    grid = [(build(beta), option, seed) for beta in betas for option in options for seed in seeds]
+    made = []
+    for _, option, seed in grid:
+        with seeded(seed, place):
+            made.append(make(**option).to(place))
+    _accept(made[0], dataset)
+
+    runs: list[Run] = []
+    problems: list[str] = []
+    size = sum(parameter.numel() for parameter in made[0].parameters())
+    per_group = max(1, _GROUP // size) if place.type == "cpu" else len(grid)
+    for first in range(0, len(grid), per_group):
+        group, trained = grid[first : first + per_group], made[first : first + per_group]
+        start = time.perf_counter()
+        streams = _Streams([seed for *_, seed in group], place)
+        stacked = networks.stack(trained)
+        objective_of_all = _stack_objectives([each for each, *_ in group], next(stacked.parameters()))
+        results = _loop(_Together(stacked, streams), objective_of_all, dataset, config, streams)
+        networks.unstack(stacked, trained)
+        share = (time.perf_counter() - start) / len(group)
+        for model, (each, option, seed), (history, problem) in zip(trained, group, results, strict=True):
+            runs.append(Run(model, each, replace(config, seed=seed), history, share))
+            if problem:
+                problems.append(f"{each} {option or ''} seed {seed}: {problem}")
+    if problems:
+        raise Diverged("; ".join(problems), runs)
+    return runs
+
+
+def _loop(
+    model: nn.Module,
+    objective: Callable[..., objectives.Loss],
+    dataset: data.Dataset,
+    config: TrainConfig,
+    streams: "_Streams",
+) -> list[tuple[dict[str, list[float]], str | None]]:
+    """Train; return the history and, for a model that diverged, the reason: for each model of a stack, or for the one."""
+    train = dataset.train.to(streams.place)
+    batches = range(0, len(train), config.batch_size)
+    parameters = list(model.parameters())
+    optimiser = torch.optim.Adam(parameters, lr=config.lr, fused=True)
+    schedule = _schedule(optimiser, config, config.epochs * len(batches))
+    record = _Record(parameters)
+    for epoch in tqdm(range(config.epochs), desc="training", unit="epoch", leave=False, disable=not watched()):
+        orders = streams.permutations(len(train))
+        losses = []
+        for step, start in enumerate(batches, epoch * len(batches)):
+            x = streams.batch(dataset, train, [order[start : start + config.batch_size] for order in orders])
+            total, terms = objective(model, x, step=step)
+            optimiser.zero_grad()
+            total.sum().backward()
+            optimiser.step()
+            if schedule is not None:
+                schedule.step()
+            losses.append((total.detach(), terms.distortion.detach(), terms.rate.detach()))
+        if not record.close_epoch(losses):
+            break
+    return record.results()
+
+
+class _Record:
+    """History and last good weights of one model, or of each model of a stack."""
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        self.parameters = parameters
+        self.backup = [parameter.detach().clone() for parameter in parameters]
+        self.good: Tensor | None = None  # () or (models,): those without a problem so far
+        self.epochs: list[list[list[float]]] = []  # epoch, model, (loss, distortion, rate)
+        self.problems: dict[int, tuple[int, str]] = {}  # model: its bad epoch, and what happened
+
+    @torch.no_grad()
+    def close_epoch(self, losses: list[tuple[Tensor, Tensor, Tensor]]) -> bool:
+        """Take the epoch's (total, distortion, rate) of each step; put bad models back. Whether any model is still good.
+
+        The only place of the loop where values leave the device.
+        """
+        totals, distortions, rates = zip(*losses, strict=True)
+        total = torch.stack(totals)
+        sizes = torch.tensor([rate.shape[-1] for rate in rates], device=total.device, dtype=total.dtype)
+        # Batches may be unequal: weigh by examples, or the last small batch counts too much.
+        means = [
+            torch.tensordot(sizes, total, 1) / sizes.sum(),
+            *(torch.cat(x, -1).mean(-1) for x in (distortions, rates)),
+        ]
+        self.epochs.append(torch.stack(means).reshape(3, -1).T.tolist())
+
+        steps = torch.stack([total, *(torch.stack([each.mean(-1) for each in x]) for x in (distortions, rates))])
+        good = steps.isfinite().all(0).all(0)
+        for parameter in self.parameters:  # the last step may have spoilt the weights without a loss to show for it
+            good = good & parameter.isfinite().flatten(good.dim()).all(-1)
+        self.good = good = good if self.good is None else self.good & good
+        for parameter, backup in zip(self.parameters, self.backup, strict=True):
+            keep = good.view(*good.shape, *[1] * (parameter.dim() - good.dim()))
+            parameter.copy_(torch.where(keep, parameter, backup))
+            backup.copy_(parameter)
+        for index, ok in enumerate(good.reshape(-1).tolist()):
+            if not ok and index not in self.problems:
+                epoch = len(self.epochs) - 1
+                self.problems[index] = epoch, _problem(steps.reshape(3, len(sizes), -1)[..., index], epoch)
+        return len(self.problems) < good.numel()
+
+    def results(self) -> list[tuple[dict[str, list[float]], str | None]]:
+        """The history up to the last good epoch and the problem, if any, of each model."""
+        results = []
+        for index in range(len(self.epochs[0])):
+            good_epochs, problem = self.problems.get(index, (len(self.epochs), None))
+            rows = [epoch[index] for epoch in self.epochs[:good_epochs]]
+            names = ("loss", "distortion", "rate")
+            results.append(({name: [row[i] for row in rows] for i, name in enumerate(names)}, problem))
+        return results
+
+
+def _problem(steps: Tensor, epoch: int) -> str:
+    """One line on a diverged model; `steps` (3, steps) are its loss, distortion and rate in the epoch that went wrong."""
+    bad = (~steps.isfinite().all(0)).nonzero().flatten().tolist()
+    first = bad[0] if bad else steps.shape[1]
+    count = epoch * steps.shape[1] + first
+    what = f"the loss is not finite at step {count}" if bad else f"the weights are not finite after step {count - 1}"
+    last = "the epoch's first step"
+    if first > 0:
+        _, distortion, rate = steps[:, first - 1].tolist()
+        last = f"the step before had distortion {distortion:.6g} and rate {rate:.6g} nats"
+    kept = f"the end of epoch {epoch - 1}" if epoch else "the start"
+    return f"{what} (epoch {epoch}, both from 0); {last}; the model keeps its state of {kept}; try a smaller lr"
+
+
+def _schedule(
+    optimiser: torch.optim.Optimizer, config: TrainConfig, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    if config.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
+    if config.schedule == "one_cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=config.lr, total_steps=steps)
+    return None
+
+
+class _Streams:
+    """The random streams of the models that are trained together, one for each distinct seed.
+
+    Each stream yields what torch's global stream yields to a separate `fit` with that seed, in the same order. The seed None
+    stands for the global stream itself.
+    """
+
+    def __init__(self, seeds: Sequence[int | None], place: torch.device):
+        self.place = place
+        distinct = list(dict.fromkeys(seeds))
+        self.generators = [None if seed is None else torch.Generator(place).manual_seed(seed) for seed in distinct]
+        self.of_model = torch.tensor([distinct.index(seed) for seed in seeds], device=place)
+
+    def permutations(self, n: int) -> list[Tensor]:
+        return [torch.randperm(n, generator=generator, device=self.place) for generator in self.generators]
+
+    def batch(self, dataset: data.Dataset, x: Tensor, orders: list[Tensor]) -> Tensor:
+        """The examples of one step: (batch, *shape) where all models share a seed, else (models, batch, *shape)."""
+        return self._spread(
+            [dataset.draw(x[order], generator) for order, generator in zip(orders, self.generators, strict=True)]
+        )
+
+    def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Standard normal noise: `shape` where all models share a seed, else (models, *shape)."""
+        return self._spread(
+            [
+                torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
+                for generator in self.generators
+            ]
+        )
+
+    def _spread(self, draws: list[Tensor]) -> Tensor:
+        return draws[0] if len(draws) == 1 else torch.stack(draws)[self.of_model]
+
+
+class _Together(nn.Module):
+    """A stack of models whose posteriors draw their noise from each model's own stream."""
+
+    def __init__(self, stacked: nn.Module, streams: _Streams):
+        super().__init__()
+        self.stacked = stacked
+        self.streams = streams
+
+    def posterior(self, x: Tensor) -> distributions.Independent:
+        base = self.stacked.posterior(x).base_dist
+        return distributions.Independent(_Streamed(base.loc, base.scale, self.streams), 1, validate_args=False)
+
+    def likelihood(self, z: Tensor) -> distributions.Distribution:
+        return self.stacked.likelihood(z)
+
+    def prior(self) -> distributions.Distribution:
+        return self.stacked.prior()
+
+
+class _Streamed(distributions.Normal):
+    """Normal with location (models, batch, k) and one noise stream per model."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, streams: _Streams):
+        super().__init__(loc, scale, validate_args=False)
+        self.streams = streams
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        if len(sample_shape):
+            raise ValueError("models trained together draw one z per example")
+        return self.loc + self.streams.normal(self.loc.shape[1:], self.loc) * self.scale
+
+
+def _stack_objectives(each: Sequence[Callable[..., objectives.Loss]], like: Tensor) -> Callable[..., objectives.Loss]:
+    """One objective for a stack of models: every number that differs between them becomes a tensor (models,)."""
+    first = each[0]
+    if any(one != first for one in each):
+        if not is_dataclass(first) or any(type(one) is not type(first) for one in each):
+            raise ValueError("models can only be trained together on one kind of objective, a dataclass of numbers")
+        first = copy.copy(first)
+        for field in fields(first):
+            values = [getattr(one, field.name) for one in each]
+            if any(value != values[0] for value in values):
+                object.__setattr__(first, field.name, torch.tensor(values, dtype=like.dtype, device=like.device))
+    return first
+
+
+def _accept(model: nn.Module, dataset: data.Dataset) -> None:
+    """Refuse data that the model has no likelihood for. Dynamic binarisation makes 0/1 pixels of grey ones: check a draw."""
+    if hasattr(model, "check"):
+        with torch.random.fork_rng(devices=[]):
+            model.check(dataset.draw(dataset.train))
+
+
+def _listed(name: str, values: object) -> list:
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(values, str) or not isinstance(values, Iterable) or not (values := list(values)):
+        raise ValueError(f"{name} must be a list of at least one number, got {values!r}")
+    return values
+
+
+@contextmanager
+def seeded(seed: int, place: torch.device | str = "cpu") -> Iterator[None]:
+    """Torch's global stream seeded with `seed` inside, and as it was afterwards."""
+    place = torch.device(place)
+    devices = [place] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def watched() -> bool:
+    """Whether a person looks at the output: a terminal, or a notebook that can be typed into. papermill's cannot."""
+    kernel = getattr(sys.modules.get("IPython") and sys.modules["IPython"].get_ipython(), "kernel", None)
+    return bool(kernel._allow_stdin) if hasattr(kernel, "_allow_stdin") else sys.stderr.isatty()
