@@ -1,7 +1,7 @@
 """Bad input, answered in one line: each check returns the value or raises a `ValueError` that says what is allowed."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 
 
@@ -28,3 +28,11 @@ def choice(name: str, value: object, allowed: Collection[object]) -> object:
     if not known:
         raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
     return value
+
+
+def listed(name: str, values: object) -> list:
+    """Return `values` as a list of at least one element; a string is no list, nor is a single number."""
+    values = values.tolist() if hasattr(values, "tolist") else values  # type: ignore[attr-defined]
+    if isinstance(values, str) or not isinstance(values, Iterable) or not (values := list(values)):
+        raise ValueError(f"{name} must be a list with at least one value, got {values!r}")
+    return values

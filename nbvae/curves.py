@@ -121,8 +121,8 @@ _NEEDED = ("beta", "rate", "distortion")
 class Regret:
     """What one curve loses against another, at their shared βs: (D + βR) − (D + βR of the other), nats per example.
 
-    The standard errors take the two curves as independent, which is too wide if both were measured on the same examples;
-    `mean_stderr` takes the βs as independent too, which is too narrow if a curve's points share a model or examples.
+    The standard errors take the two curves as independent: too wide if both were measured on the same examples.
+    `mean_stderr` takes the βs as independent too: too narrow if the points of a curve share a model or examples.
     """
 
     betas: Float[np.ndarray, " shared"]

@@ -292,7 +292,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             return {name: file[name] if name in names else np.empty(0) for name in file.files}
     except PermissionError:
         raise
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    # All that numpy and zipfile were seen to raise on damaged bytes.
+    except (ValueError, OSError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         # numpy's own word for arrays that only pickle can hold.
         reason = "it holds Python objects" if "Object arrays" in str(error) else "it is not an .npz, or damaged"
         raise ValueError(f"cannot read {path} as arrays of numbers: {reason}") from None

@@ -4,7 +4,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -172,9 +172,9 @@ def sweep(
     the `fit` of such a model with `config.seed` set to its seed: the same initial weights, batches and noise. A run that
     diverges is put back to its last good epoch while the others go on, and `Diverged` is raised at the end.
     """
-    betas = [checks.positive("beta", beta) for beta in _listed("betas", betas)]
-    seeds = [checks.whole("seed", seed, minimum=0) for seed in _listed("seeds", seeds)]
-    options = [{}] if sigmas is None else [{"sigma": sigma} for sigma in _listed("sigmas", sigmas)]
+    betas = [checks.positive("beta", beta) for beta in checks.listed("betas", betas)]
+    seeds = [checks.whole("seed", seed, minimum=0) for seed in checks.listed("seeds", seeds)]
+    options = [{}] if sigmas is None else [{"sigma": sigma} for sigma in checks.listed("sigmas", sigmas)]
     build = objective
     if isinstance(objective, str):
         checks.choice("objective", objective, objectives.TABLE)
@@ -404,13 +404,6 @@ def _accept(model: nn.Module, dataset: data.Dataset) -> None:
     if hasattr(model, "check"):
         with torch.random.fork_rng(devices=[]):
             model.check(dataset.draw(dataset.train))
-
-
-def _listed(name: str, values: object) -> list:
-    values = values.tolist() if hasattr(values, "tolist") else values
-    if isinstance(values, str) or not isinstance(values, Iterable) or not (values := list(values)):
-        raise ValueError(f"{name} must be a list of at least one number, got {values!r}")
-    return values
 
 
 @contextmanager

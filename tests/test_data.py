@@ -1,0 +1,457 @@
+"""Data: published hashes and counts, splits that share nothing, seeded draws, and bad files refused in one line."""
+
+import gzip
+import hashlib
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pooch
+import pytest
+import torch
+from sklearn.datasets import load_digits, load_sample_images
+
+from nbvae import data
+
+HOME = os.environ.get("NBVAE_DATA")
+needs_mnist = pytest.mark.skipif(
+    not HOME or not (Path(HOME) / "mnist").is_dir(),
+    reason="MNIST is not here: set NBVAE_DATA to the folder that holds mnist/",
+)
+
+
+def refusal(*arguments, error: type[Exception] = ValueError, **options) -> str:
+    """The message of `load`'s refusal: one line, without a second exception behind it."""
+    with pytest.raises(error) as caught:
+        data.load(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    return data.load("mnist")
+
+
+@pytest.fixture(scope="module")
+def grey_mnist():
+    return data.load("mnist", binarize=None)
+
+
+# digits
+
+
+def test_digits_are_those_of_scikit_learn_each_once():
+    digits = data.load("digits", binarize=None)
+    assert digits.shape == (1, 8, 8)
+    assert [len(part) for part in (digits.train, digits.validation, digits.test)] == [1200, 200, 397]
+    images, labels = load_digits(return_X_y=True)
+    ours = torch.cat([digits.train, digits.validation, digits.test]).flatten(1).double().numpy() * 16
+    our_labels = torch.cat([digits.train_labels, digits.validation_labels, digits.test_labels]).numpy()
+    assert digits.train.dtype == torch.float32
+    assert digits.train_labels.dtype == torch.int64
+    rows = [sorted(map(tuple, np.column_stack(pair))) for pair in ((images, labels), (ours, our_labels))]
+    assert rows[0] == rows[1]
+
+
+def test_digits_do_not_change_from_run_to_run():
+    assert data.load("digits").sha256 == "76a4b90532b7156d9e33174414b72d6095477971b022ef7c043748ad52350209"
+
+
+def test_the_hash_is_that_of_the_content():
+    digits = data.load("digits")
+    assert len({data.load("digits", binarize=how).sha256 for how in data.BINARIZE}) == 4
+    parts = [digits.train, digits.validation, digits.test]
+    assert data.Dataset("other", *parts).sha256 == data.Dataset("mine", *(part.clone() for part in parts)).sha256
+    altered = digits.test.clone()
+    altered[5, 0, 3, 3] = 1 - altered[5, 0, 3, 3]
+    assert data.Dataset("other", *parts[:2], altered).sha256 != data.Dataset("other", *parts).sha256
+
+
+@pytest.mark.parametrize("how", ["threshold", "static"])
+def test_binarised_pixels_are_zero_or_one(how):
+    grey, binary = data.load("digits", binarize=None), data.load("digits", binarize=how)
+    assert not grey.is_binary
+    assert binary.is_binary
+    for split in data.SPLITS:
+        x, y = getattr(grey, split), getattr(binary, split)
+        assert ((y == 0) | (y == 1)).all()
+        assert torch.equal(y[x == 0], x[x == 0])
+        assert torch.equal(y[x == 1], x[x == 1])
+        if how == "threshold":
+            assert torch.equal(y, (x > 0.5).float())
+        else:
+            # A mean of independent Bernoulli draws: five standard deviations.
+            assert abs((y - x).mean()) < 5 * ((x * (1 - x)).sum().sqrt() / x.numel())
+    assert torch.equal(binary.train, data.load("digits", binarize=how).train)
+
+
+def test_dynamic_binarisation_draws_the_training_pixels_afresh_and_the_others_once():
+    grey, static, dynamic = (data.load("digits", binarize=how) for how in (None, "static", "dynamic"))
+    assert dynamic.is_binary
+    assert torch.equal(dynamic.train, grey.train)
+    assert torch.equal(dynamic.validation, static.validation)
+    assert torch.equal(dynamic.test, static.test)
+    generator = torch.Generator().manual_seed(3)
+    draws = torch.stack([dynamic.draw(dynamic.train, generator) for _ in range(50)])
+    assert ((draws == 0) | (draws == 1)).all()
+    assert not torch.equal(draws[0], draws[1])
+    x = dynamic.train
+    assert abs((draws - x).mean()) < 5 * ((x * (1 - x)).sum() / 50).sqrt() / x.numel()
+    assert torch.equal(dynamic.draw(x, generator.manual_seed(3)), draws[0])
+    assert torch.equal(dynamic.draw(dynamic.test), dynamic.test)
+    assert static.draw(static.train) is static.train
+
+
+@pytest.mark.parametrize("how", ["static", "dynamic", None])
+def test_loading_leaves_the_global_random_streams_alone(how):
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first = data.load("digits", binarize=how)
+    if how is None:
+        data.load("patches", sizes=(10, 10, 10))
+        data.load("gaussian", sizes=(10, 10, 10))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    torch.manual_seed(6)
+    assert data.load("digits", binarize=how).sha256 == first.sha256
+
+
+# patches
+
+
+def test_no_pixel_of_a_photograph_is_in_two_splits_of_patches():
+    """Pictures whose pixels are their own addresses show where each patch comes from."""
+    pictures = [np.arange(427.0 * 640).reshape(427, 640) + 1e6 * number for number in range(2)]
+    seen = [set(part.ravel()) for part in data._strips(pictures, (4000, 1500, 1500))]
+    for one, two in itertools.combinations(seen, 2):
+        assert not one & two
+    for part in seen:
+        assert {address >= 1e6 for address in part} == {False, True}
+    for part in data._strips(pictures, (50, 50, 50)):
+        assert part.shape == (50, 16, 16)
+        np.testing.assert_array_equal(
+            part - part[:, :1, :1], np.add.outer(640 * np.arange(16), np.arange(16))[None].repeat(50, 0)
+        )
+
+
+def test_patches_are_pieces_of_the_photographs_without_the_training_mean():
+    patches = data.load("patches", sizes=(3000, 200, 201))
+    assert patches.shape == (1, 16, 16)
+    assert [len(part) for part in (patches.train, patches.validation, patches.test)] == [3000, 200, 201]
+    assert patches.train_labels is patches.test_labels is None
+    assert not patches.is_binary
+    assert patches.train.double().mean(0).abs().max() < 1e-7
+    assert patches.test.mean(0).abs().max() > 1e-3
+    grey = [np.einsum("hwc,c->hw", picture, [0.299, 0.587, 0.114]) / 255 for picture in load_sample_images().images]
+    raw = data._strips(grey, (3000, 200, 201))
+    assert min(part.min() for part in raw) >= 0
+    assert max(part.max() for part in raw) <= 1
+    for part, ours in zip(raw, (patches.train, patches.validation, patches.test), strict=True):
+        np.testing.assert_allclose(ours[:, 0], part - raw[0].mean(0), atol=1e-6)
+    assert data.load("patches").train.shape == (10_000, 1, 16, 16)
+
+
+def test_patches_have_no_binarisation_and_a_largest_size():
+    for how in ("static", "threshold", "dynamic"):
+        assert refusal("patches", binarize=how).startswith("binarize must be None for patches")
+    assert data.load("patches", binarize=None, sizes=(8, 8, 8)).binarize is None
+    assert "at most 56032 for the test split" in refusal("patches", sizes=(10, 10, 10**6))
+    assert "three whole numbers" in refusal("patches", sizes=5)
+    assert refusal("patches", sizes=(1, 0, 1)) == "sizes[1] must be a whole number >= 1, got 0"
+
+
+# gaussian
+
+
+def test_gaussian_samples_have_the_covariance_they_should():
+    samples = data.load("gaussian")
+    assert samples.shape == (8,)
+    assert [len(part) for part in (samples.train, samples.validation, samples.test)] == [60_000, 10_000, 10_000]
+    covariance = data.gaussian_covariance()
+    np.testing.assert_allclose(np.linalg.eigvalsh(covariance)[::-1], data.SPECTRUM, atol=1e-12)
+    for part in (samples.train, samples.test):
+        x = part.double().numpy()
+        n = len(x)
+        # Whitened, the sample covariance is I within a standard deviation of 1/√n, √(2/n) on the diagonal.
+        white = np.linalg.solve(np.linalg.cholesky(covariance), x.T)
+        assert abs(white @ white.T / n - np.eye(8)).max() < 5 * np.sqrt(2 / n)
+        assert abs(white.mean(1)).max() < 5 / np.sqrt(n)
+
+
+def test_gaussian_options():
+    small = {"sizes": (20, 10, 10)}
+    one, two = (data.load("gaussian", seed=seed, **small) for seed in (0, 1))
+    assert torch.equal(one.train, data.load("gaussian", **small).train)
+    assert not torch.equal(one.train, two.train)
+    assert not torch.equal(one.validation, one.test)
+    flat = data.load("gaussian", spectrum=[2, 0, 1], sizes=[100, 10, 10])
+    assert np.linalg.matrix_rank(flat.train.double().numpy(), tol=1e-4) == 2
+    assert np.linalg.det(data._rotation([1.0] * 5)[0]) == pytest.approx(1)
+    np.testing.assert_allclose(data.gaussian_covariance([3.0]), [[3.0]])
+    for bad in ([], [0, 0], [1, -1], [1, np.nan], [1, np.inf], 3, "abc", None, [[1, 2]], np.full(200, -1.0)):
+        assert refusal("gaussian", spectrum=bad).startswith(
+            "spectrum must be a list of finite numbers >= 0, not all zero"
+        )
+    assert refusal("gaussian", seed=-1) == "seed must be a whole number >= 0, got -1"
+    assert refusal("gaussian", binarize="static").startswith("binarize must be None for gaussian")
+
+
+# mnist
+
+
+@needs_mnist
+def test_mnist_is_the_published_one(mnist, grey_mnist):
+    assert mnist.shape == (1, 28, 28)
+    assert mnist.binarize == "static"
+    assert [len(part) for part in (mnist.train, mnist.validation, mnist.test)] == [50_000, 10_000, 10_000]
+    assert mnist.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert mnist.test_labels[:5].tolist() == [7, 2, 1, 0, 4]
+    counts = torch.bincount(torch.cat([mnist.train_labels, mnist.validation_labels]))
+    assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert torch.bincount(mnist.test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    # The two constants that everybody normalises MNIST by, over the 60,000.
+    parts = (grey_mnist.train, grey_mnist.validation)
+    mean, square = (sum(float((x**p).sum(dtype=torch.float64)) for x in parts) / (60_000 * 784) for p in (1, 2))
+    assert mean == pytest.approx(0.1307, abs=5e-5)
+    assert (square - mean**2) ** 0.5 == pytest.approx(0.3081, abs=5e-5)
+    assert not grey_mnist.is_binary
+
+
+@needs_mnist
+def test_static_mnist_has_the_grey_mean_and_does_not_change_from_run_to_run(mnist, grey_mnist):
+    assert mnist.is_binary
+    for split in data.SPLITS:
+        x, y = getattr(grey_mnist, split), getattr(mnist, split)
+        deviation = float((x * (1 - x)).sum(dtype=torch.float64)) ** 0.5 / x.numel()
+        assert abs(float((y - x).mean(dtype=torch.float64))) < 5 * deviation
+    assert mnist.sha256 == "011fd78240ecbadeb061608ab03c28a49d91f9e50bad6418d9c8264d4ec479f7"
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """No data, an empty cache and no network; returns the three folders' parent and the list of addresses tried."""
+    tried = []
+
+    def unreachable(url, *arguments, **options):
+        tried.append(url)
+        raise ConnectionError("Max retries exceeded\nName or service not known")
+
+    monkeypatch.setenv("NBVAE_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(pooch, "retrieve", unreachable)
+    return tmp_path, tried
+
+
+def test_without_a_network_the_answer_says_where_the_files_are_expected(nowhere):
+    folder, tried = nowhere
+    message = refusal("mnist", error=FileNotFoundError)
+    assert str(folder / "data" / "mnist") in message
+    assert str(folder / "cache" / "nbvae" / "mnist") in message
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        assert f"{name}-ubyte.gz" in message
+    assert [url.split("/")[2] for url in tried] == ["ossci-datasets.s3.amazonaws.com", "storage.googleapis.com"]
+    assert list((folder / "cache" / "nbvae" / "mnist").iterdir()) == []
+
+
+def small_mnist(monkeypatch) -> dict[str, bytes]:
+    """Files of MNIST's names, form and size, all zeros, that are verified by hashes of their own."""
+    shapes = {"train-images-idx3-ubyte": (60_000, 28, 28), "t10k-images-idx3-ubyte": (10_000, 28, 28),
+              "train-labels-idx1-ubyte": (60_000,), "t10k-labels-idx1-ubyte": (10_000,)}  # fmt: skip
+    files = {}
+    for name, shape in shapes.items():
+        header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+        files[name] = header + bytes(int(np.prod(shape)))
+        monkeypatch.setitem(data._MNIST, name, hashlib.sha256(files[name]).hexdigest())
+    return files
+
+
+def test_a_download_is_verified_cached_and_done_once(nowhere, monkeypatch):
+    folder, tried = nowhere
+    files = small_mnist(monkeypatch)
+
+    def retrieve(url, known_hash, fname, path, **options):
+        tried.append(url)
+        if "ossci" in url:  # the first mirror answers every request with a page of its own
+            content = b"<html>please log in</html>"
+        else:
+            content = gzip.compress(files[url.split("/")[-1].removesuffix(".gz")], 1)
+        (Path(path) / fname).write_bytes(content)
+        return str(Path(path) / fname)
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    first = data.load("mnist", binarize=None)
+    assert len(tried) == 8
+    assert sorted(path.name for path in (folder / "cache/nbvae/mnist").iterdir()) == sorted(f"{n}.gz" for n in files)
+    assert first.train.shape == (50_000, 1, 28, 28)
+    assert all(data._mnist_file(name) == content for name, content in files.items())
+    assert len(tried) == 8
+
+
+@pytest.mark.parametrize("home", ["data/mnist", "data", "cache/nbvae/mnist"])
+@pytest.mark.parametrize("fault", ["truncated", "altered", "damaged", "no gzip", "empty"])
+def test_a_bad_file_is_refused_with_both_hashes_and_kept(nowhere, fault, home):
+    folder, tried = nowhere
+    content = bytes([0, 0, 8, 3]) + np.random.default_rng(0).bytes(200_000)
+    packed = gzip.compress(content)
+    damaged = bytearray(packed)
+    damaged[len(packed) // 2 :] = b"\xff" * (len(packed) - len(packed) // 2)
+    file = {"truncated": packed[: len(packed) // 2], "altered": packed, "damaged": bytes(damaged), "no gzip": content,
+            "empty": b""}[fault]  # fmt: skip
+    path = folder / home / "train-images-idx3-ubyte.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(file)
+    message = refusal("mnist")
+    assert str(path) in message
+    assert "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db" in message
+    if fault in ("altered", "no gzip", "empty"):
+        assert hashlib.sha256(b"" if fault == "empty" else content).hexdigest() in message
+    assert "delete or replace the file" in message
+    assert path.read_bytes() == file
+    assert tried == []
+
+
+def test_a_truncated_gzip_is_hashed_as_far_as_it_goes():
+    content = np.random.default_rng(0).bytes(300_000)
+    packed = gzip.compress(content)
+    assert data._gunzip(packed) == content
+    part = data._gunzip(packed[: len(packed) // 2])
+    assert 100_000 < len(part) < 200_000
+    assert content.startswith(part)
+
+
+# a reader's own file
+
+
+def write(path: Path, **arrays) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_a_file_of_ones_own(tmp_path):
+    rng = np.random.default_rng(0)
+    bytes_ = rng.integers(0, 256, (40, 5, 6), dtype=np.uint8)
+    bytes_[0, 0, 0] = 255
+    path = write(
+        tmp_path / "mine.npz", train=bytes_, validation=bytes_[:7], test=bytes_[:9], test_labels=np.arange(9), note="x"
+    )
+    mine = data.load(str(path))
+    assert (mine.name, mine.shape, mine.binarize) == ("mine.npz", (1, 5, 6), None)
+    np.testing.assert_array_equal(mine.train[:, 0], (bytes_ / np.float32(255)).astype(np.float32))
+    assert mine.train.max() == 1
+    assert len(mine.validation) == 7
+    assert mine.train_labels is mine.validation_labels is None
+    assert mine.test_labels.tolist() == list(range(9))
+    for how in ("threshold", "static", "dynamic"):
+        assert data.load(path, binarize=how).is_binary
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((30, 4), (4,)), ((30, 4, 5), (1, 4, 5)), ((30, 3, 4, 5), (3, 4, 5))])
+@pytest.mark.parametrize("kind", [np.float64, np.float16, np.int32, bool])
+def test_shapes_and_types(shape, expected, kind, tmp_path):
+    x = np.random.default_rng(0).integers(0, 2, shape).astype(kind)
+    mine = data.load(write(tmp_path / "mine.npz", train=x, validation=x, test=x))
+    assert mine.shape == expected
+    assert mine.train.dtype == torch.float32
+    np.testing.assert_array_equal(mine.train.reshape(shape), x.astype(np.float32))
+
+
+@pytest.mark.parametrize(("n", "held"), [(2, 1), (9, 1), (100, 10), (109, 10)])
+def test_without_validation_a_tenth_of_train_is_held_out_with_its_labels(n, held, tmp_path):
+    x = np.arange(n, dtype=np.float64)[:, None]
+    path = write(tmp_path / "mine.npz", train=x, test=x, train_labels=np.arange(n) + 7)
+    mine = data.load(path)
+    assert len(mine.validation) == held
+    assert sorted(torch.cat([mine.train, mine.validation]).flatten().tolist()) == list(range(n))
+    assert torch.equal(mine.train_labels, mine.train[:, 0].long() + 7)
+    assert torch.equal(mine.validation_labels, mine.validation[:, 0].long() + 7)
+    assert mine.sha256 == data.load(path).sha256
+
+
+X = np.zeros((6, 4))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"test": X, "other": X}, "has no array train; it has test, other"),
+        ({"a": X}, "has no array train and no array test; it has a"),
+        ({"train": X, "test": np.zeros((6, 5))}, "one shape in all splits, got train (4,), test (5,)"),
+        ({"train": X, "test": X, "validation": X[:0]}, "validation is empty: its shape is (0, 4)"),
+        ({"train": np.zeros((5, 0)), "test": np.zeros((5, 0))}, "train is empty: its shape is (5, 0)"),
+        ({"train": X, "test": X + np.inf}, "test holds values that are not finite"),
+        ({"train": X + np.nan, "test": X}, "train holds values that are not finite"),
+        ({"train": X, "test": X + 1e300}, "test holds values that are not finite in float32"),
+        ({"train": X, "test": X, "train_labels": np.arange(5)}, "train_labels must be 6 whole numbers, got int64"),
+        ({"train": X, "test": X, "test_labels": X[:, 0]}, "test_labels must be 6 whole numbers, got float64"),
+        ({"train": X, "test": X, "validation_labels": np.arange(6)}, "validation_labels needs an array validation"),
+        ({"train": X.astype(str), "test": X}, "train must hold real numbers, got dtype <U32"),
+        ({"train": X + 1j, "test": X}, "train must hold real numbers, got dtype complex128"),
+        ({"train": X.astype(object), "test": X}, "it holds Python objects"),
+        ({"train": X[0], "test": X[0]}, "train must be (N, n), (N, H, W) or (N, C, H, W), got (4,)"),
+        ({"train": X[:1], "test": X}, "train needs at least 2 examples"),
+        ({"train": X.astype(np.uint8) + 1, "test": X.astype(np.uint8)}, "save 0/1 pixels as bool or float32"),
+    ],
+)  # fmt: skip
+def test_bad_arrays_are_refused_in_one_line(arrays, message, tmp_path):
+    path = write(tmp_path / "bad.npz", **arrays)
+    told = refusal(path)
+    assert message in told
+    assert str(path) in told
+
+
+def test_files_that_are_missing_or_damaged_are_refused_in_one_line(tmp_path):
+    assert "no file" in refusal(str(tmp_path / "none.npz"), error=FileNotFoundError)
+    good = write(tmp_path / "good.npz", train=np.random.default_rng(0).random((50, 40)), test=X)
+    content = good.read_bytes()
+    flipped = bytearray(content)
+    flipped[5000] ^= 255
+    # The entry of an archive's directory: its compression method, made one that does not exist.
+    unknown = bytearray(content)
+    unknown[content.index(b"PK\x01\x02") + 10] = 99
+    np.save(tmp_path / "array.npy", X)
+    contents = [b"", b"PK", b"nothing of the kind", content[:3000], content[:-30], bytes(flipped), bytes(unknown),
+                (tmp_path / "array.npy").read_bytes()]  # fmt: skip
+    for number, bad in enumerate(contents):
+        path = tmp_path / f"bad{number}.npz"
+        path.write_bytes(bad)
+        assert "it is not an .npz, or damaged" in refusal(path)
+        assert path.read_bytes() == bad
+    assert "not an .npz" in refusal(tmp_path)
+
+
+def test_binarising_needs_values_between_0_and_1(tmp_path):
+    path = write(tmp_path / "wide.npz", train=X - 1.5, test=X + 3)
+    assert refusal(path, binarize="static") == "binarize='static' needs values in [0, 1], but wide.npz has -1.5 to 3"
+
+
+# names and options
+
+
+def test_unknown_names_and_options_are_refused_in_one_line():
+    assert (
+        refusal("mnits") == "dataset must be one of digits, patches, gaussian, mnist, or a path to an .npz; got 'mnits'"
+    )
+    for name in (3, None, ["digits"]):
+        assert refusal(name).endswith(f"got {name!r}")
+    assert refusal("digits", seed=1) == "digits has no option 'seed'; it has binarize"
+    assert refusal("gaussian", sead=1) == "gaussian has no option 'sead'; it has binarize, spectrum, sizes, seed"
+    assert refusal("mine.npz", sizes=3) == "mine.npz has no option 'sizes'; it has binarize"
+    allowed = "binarize must be one of default, None, threshold, static, dynamic; got "
+    assert refusal("digits", binarize="statik") == allowed + "'statik'"
+    assert refusal("digits", binarize=True) == allowed + "True"
+
+
+def test_a_data_set_of_ones_own_tensors_is_checked():
+    x = torch.zeros(4, 3, dtype=torch.float64)
+    assert data.Dataset("mine", x, x, x).is_binary
+    with pytest.raises(ValueError, match="one shape in all splits"):
+        data.Dataset("mine", x, x, x[:, :2])
+    with pytest.raises(ValueError, match="test is empty"):
+        data.Dataset("mine", x, x, x[:0])
+    with pytest.raises(ValueError, match="binarize must be one of"):
+        data.Dataset("mine", x, x, x, binarize="default")
