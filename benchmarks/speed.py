@@ -7,6 +7,7 @@ MNIST is timed with random pixels of its size: the values do not change the time
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from nbvae import data, models, objectives, training
 
 
-def bare_loop(model: torch.nn.Module, x: torch.Tensor, config: training.TrainConfig) -> None:
+def bare_loop(model: models.VAE, x: torch.Tensor, config: training.TrainConfig) -> None:
     """The least that training this model with Adam takes."""
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     for _ in range(config.epochs):
@@ -34,12 +35,11 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(
-    first: Callable[[], object], second: Callable[[], object], rounds: int
-) -> tuple[float, float, list[float]]:
+def interleaved(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float, list[float]]:
     """Median seconds of both and the ratio first/second of each round, after one round that is not counted."""
     times = [(timed(first), timed(second)) for _ in range(rounds + 1)][1:]
-    return (*(statistics.median(column) for column in zip(*times, strict=True)), [a / b for a, b in times])
+    first_time, second_time = (statistics.median(column) for column in zip(*times, strict=True))
+    return first_time, second_time, [a / b for a, b in times]
 
 
 def report(name: str, first: Callable[[], object], second: Callable[[], object], rounds: int) -> None:
@@ -51,7 +51,7 @@ def report(name: str, first: Callable[[], object], second: Callable[[], object],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Time fit against a bare loop, and sweep against fits.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -71,28 +71,17 @@ def main() -> None:
            lambda: bare_loop(model(mnist, 512, 16), mnist.train, config), options.rounds)  # fmt: skip
     betas = [2.0 ** (i / 2 - 4) for i in range(16)]
     for name, dataset, hidden, latents, config in (
-        (
-            "16 fits / sweep, digits 64-128-8, batch 64",
-            digits,
-            128,
-            8,
-            training.TrainConfig(epochs=3, batch_size=64, device="cpu"),
-        ),
-        (
-            "16 fits / sweep, MNIST 784-512-16, batch 128",
-            mnist,
-            512,
-            16,
-            training.TrainConfig(epochs=1, batch_size=128, device="cpu"),
-        ),
+        ("16 fits / sweep, digits 64-128-8, batch 64", digits, 128, 8, training.TrainConfig(3, 64, device="cpu")),
+        ("16 fits / sweep, MNIST 784-512-16, batch 128", mnist, 512, 16, training.TrainConfig(1, 128, device="cpu")),
     ):
+        make = functools.partial(model, dataset, hidden, latents)
+        together = functools.partial(training.sweep, make, dataset, betas, config=config)
+        report(name, functools.partial(one_by_one, make, dataset, betas, config), together, options.rounds)
 
-        def make(dataset=dataset, hidden=hidden, latents=latents) -> models.VAE:
-            return model(dataset, hidden, latents)
 
-        report(name,
-               lambda: [training.fit(make(), dataset, objectives.BetaVAE(beta), config) for beta in betas],
-               lambda: training.sweep(make, dataset, betas, config=config), options.rounds)  # fmt: skip
+def one_by_one(make: Callable[[], models.VAE], dataset: data.Dataset, betas: list[float], config: training.TrainConfig) -> None:
+    for beta in betas:
+        training.fit(make(), dataset, objectives.BetaVAE(beta), config)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 
 def positive(name: str, value: object) -> float:
     """Return `value` as a float if it is a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
     return float(value)
 

@@ -90,9 +90,7 @@ class Dataset:
                 digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False))
         return digest.hexdigest()
 
-    def draw(
-        self, x: Float[Tensor, "batch *shape"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "batch *shape"]:
+    def draw(self, x: Float[Tensor, "batch *shape"], generator: torch.Generator | None = None) -> Float[Tensor, "batch *shape"]:
         """A batch of `train` as training sees it: x, or if "dynamic" a fresh Bernoulli draw of each pixel.
 
         The draw takes from `generator`, or from torch's global stream without one.
@@ -213,9 +211,7 @@ def _strips(pictures: Sequence[np.ndarray], sizes: Sequence[int]) -> list[np.nda
     return splits
 
 
-def _gaussian(
-    spectrum: Sequence[float] = SPECTRUM, sizes: Sequence[int] = (60_000, 10_000, 10_000), seed: int = 0
-) -> _Arrays:
+def _gaussian(spectrum: Sequence[float] = SPECTRUM, sizes: Sequence[int] = (60_000, 10_000, 10_000), seed: int = 0) -> _Arrays:
     rotation, eigenvalues = _rotation(spectrum)
     root = rotation * np.sqrt(eigenvalues)
     streams = [np.random.default_rng([3, checks.whole("seed", seed, 0), index]) for index in range(3)]
@@ -256,9 +252,7 @@ def _npz(path: Path) -> _Arrays:
     _same_shape({split: part.shape for split, part in values.items()}, f"{path}: ")
     # Divided by 255, pixels that are 0 or 1 would all but vanish.
     if all(part.dtype == np.uint8 for part in values.values()) and max(part.max() for part in values.values()) == 1:
-        raise ValueError(
-            f"{path}: uint8 is read as 0..255, but no value is above 1; save 0/1 pixels as bool or float32"
-        )
+        raise ValueError(f"{path}: uint8 is read as 0..255, but no value is above 1; save 0/1 pixels as bool or float32")
     for split, part in values.items():
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused as such
             values[split] = part.astype(np.float32) / (255 if part.dtype == np.uint8 else 1)
@@ -268,9 +262,7 @@ def _npz(path: Path) -> _Arrays:
     for split, part in labels.items():
         n = len(values[split])
         if part is not None and (part.dtype.kind not in "bui" or part.shape != (n,)):
-            raise ValueError(
-                f"{path}: {split}_labels must be {n} whole numbers, got {part.dtype} of shape {part.shape}"
-            )
+            raise ValueError(f"{path}: {split}_labels must be {n} whole numbers, got {part.dtype} of shape {part.shape}")
     if "validation" not in values:
         n = len(values["train"])
         if n < 2:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributions, nn
@@ -48,9 +49,13 @@ class VAE(nn.Module):
             hidden = (128,) if n <= 256 else (400, 400)
         hidden = tuple(checks.whole("hidden", width) for width in hidden)
         self.config = {
-            "shape": self.shape, "latent_dim": self.latent_dim, "network": network,
-            "likelihood": likelihood, "sigma": sigma, "hidden": hidden,
-        }  # fmt: skip
+            "shape": self.shape,
+            "latent_dim": self.latent_dim,
+            "network": network,
+            "likelihood": likelihood,
+            "sigma": sigma,
+            "hidden": hidden,
+        }
         self.encoder = networks.encoder(network, n, self.latent_dim, hidden)
         self.decoder = networks.decoder(network, self.latent_dim, n, hidden[::-1])
         self.pixels = likelihoods.make(likelihood, self.shape, sigma)
@@ -73,6 +78,23 @@ class VAE(nn.Module):
     def prior(self) -> distributions.Independent:
         """p(z) = N(0, I), event shape (latent_dim,)."""
         return _normal(self.prior_mean, self.prior_std)
+
+    def linear_maps(self) -> dict[str, Float[np.ndarray, "..."]]:
+        """The weights of a "linear" network under the names of `analytic.linear_elbo_terms`, which gives its exact R and MSE.
+
+        encoder (k, n), encoder_bias (k,), variance (k,), decoder (n, k), decoder_bias (n,), in float64, x flattened to n
+        dimensions. Raises `ValueError` for any other network.
+        """
+        if self.config["network"] != "linear":
+            raise ValueError(f"only network='linear' has linear maps, this model's is {self.config['network']!r}")
+        state = {name: value.double().cpu().numpy() for name, value in self.state_dict().items()}
+        return {
+            "encoder": state["encoder.mean.weight"],
+            "encoder_bias": state["encoder.mean.bias"],
+            "variance": np.exp(state["encoder.log_variance"]),
+            "decoder": state["decoder.0.weight"],
+            "decoder_bias": state["decoder.0.bias"],
+        }
 
     def check(self, x: Float[Tensor, "*batch"]) -> None:
         """Raise `ValueError` unless x (batch, *shape) is data that this model's likelihood is a likelihood for."""

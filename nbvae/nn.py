@@ -4,6 +4,7 @@ Every network acts on the last dimension and leaves the leading ones alone, so `
 """
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -47,7 +48,7 @@ def mlp(n_in: int, n_out: int, hidden: Sequence[int]) -> nn.Sequential:
     """Linear layers of the widths `hidden` with ReLU between them, no activation at the end."""
     layers: list[nn.Module] = []
     widths = [n_in, *hidden, n_out]
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -105,9 +106,7 @@ def _stack(modules: Sequence[nn.Module]) -> nn.Module:
     first = modules[0]
     if isinstance(first, nn.Linear):
         if first.bias is None:
-            raise ValueError(
-                "cannot train models with linear layers without a bias together: call fit for each of them"
-            )
+            raise ValueError("cannot train models with linear layers without a bias together: call fit for each of them")
         return StackedLinear(modules)  # type: ignore[arg-type]
     own = dict(_own_tensors(first))
     # Layers of torch other than Linear know nothing of a leading model dimension: refuse rather than compute nonsense.
@@ -119,10 +118,7 @@ def _stack(modules: Sequence[nn.Module]) -> nn.Module:
     for name, tensor in own.items():
         value = (
             torch.stack(
-                [
-                    module.get_parameter(name) if name in module._parameters else module.get_buffer(name)
-                    for module in modules
-                ]
+                [module.get_parameter(name) if name in module._parameters else module.get_buffer(name) for module in modules]
             )
             .detach()
             .unsqueeze(1)

@@ -22,8 +22,15 @@ def begin(cells: Sequence[str]) -> None:
         set_matplotlib_formats("svg")
         shell.InteractiveTB.set_mode(mode="Minimal")
         shell.events.register("post_run_cell", _whole_tracebacks)
-    mpl.rcParams.update({"svg.hashsalt": "nbvae", "figure.constrained_layout.use": True, "axes.spines.top": False,
-                         "axes.spines.right": False, "legend.frameon": False})  # fmt: skip
+    mpl.rcParams.update(
+        {
+            "svg.hashsalt": "nbvae",
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+        }
+    )
     check_parameters(cells)
 
 
@@ -35,9 +42,7 @@ def check_parameters(cells: Sequence[str]) -> None:
         if source.startswith("# Parameters"):  # papermill's mark on the cell that it injects
             unknown = sorted(names - declared)
             if unknown:
-                raise ValueError(
-                    f"unknown parameter {', '.join(unknown)}; this notebook has: {', '.join(sorted(declared))}"
-                )
+                raise ValueError(f"unknown parameter {', '.join(unknown)}; this notebook has: {', '.join(sorted(declared))}")
         declared |= names
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -135,7 +136,7 @@ def fit(
     model: nn.Module,
     dataset: data.Dataset,
     objective: Callable[..., objectives.Loss],
-    config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
+    config: TrainConfig = TrainConfig(),
 ) -> Run:
     """Train `model` in place on `dataset.train` and return the `Run`.
 
@@ -162,7 +163,7 @@ def sweep(
     betas: Sequence[float],
     objective: str | Callable[[float], Callable[..., objectives.Loss]] = "beta_vae",
     seeds: Sequence[int] = (0,),
-    config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
+    config: TrainConfig = TrainConfig(),
     sigmas: Sequence[float] | None = None,
 ) -> list[Run]:
     """Train a model for every β, every σ and every seed, all at once; return the runs in that order, seeds innermost.
@@ -175,12 +176,7 @@ def sweep(
     betas = [checks.positive("beta", beta) for beta in checks.listed("betas", betas)]
     seeds = [checks.whole("seed", seed, minimum=0) for seed in checks.listed("seeds", seeds)]
     options = [{}] if sigmas is None else [{"sigma": sigma} for sigma in checks.listed("sigmas", sigmas)]
-    build = objective
-    if isinstance(objective, str):
-        checks.choice("objective", objective, objectives.TABLE)
-        build = objectives.TABLE[objective]
-        if "beta" not in {field.name for field in fields(build)}:
-            raise ValueError(f"objective={objective!r} has no beta to sweep over")
+    build = _by_beta(objective) if isinstance(objective, str) else objective
     place = device(config.device)
     grid = [(build(beta), option, seed) for beta in betas for option in options for seed in seeds]
     made = []
@@ -209,6 +205,14 @@ def sweep(
     if problems:
         raise Diverged("; ".join(problems), runs)
     return runs
+
+
+def _by_beta(name: str) -> Callable[[float], Callable[..., objectives.Loss]]:
+    checks.choice("objective", name, objectives.TABLE)
+    kind = objectives.TABLE[name]
+    if "beta" not in {field.name for field in fields(kind)}:
+        raise ValueError(f"objective={name!r} has no beta to sweep over")
+    return kind
 
 
 def _loop(
@@ -308,9 +312,7 @@ def _problem(steps: Tensor, epoch: int) -> str:
     return f"{what} (epoch {epoch}, both from 0); {last}; the model keeps its state of {kept}; try a smaller lr"
 
 
-def _schedule(
-    optimiser: torch.optim.Optimizer, config: TrainConfig, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler | None:
+def _schedule(optimiser: torch.optim.Optimizer, config: TrainConfig, steps: int) -> torch.optim.lr_scheduler.LRScheduler | None:
     if config.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
     if config.schedule == "one_cycle":
@@ -358,7 +360,7 @@ class _Together(nn.Module):
 
     def __init__(self, stacked: nn.Module, streams: _Streams):
         super().__init__()
-        self.stacked = stacked
+        self.stacked: Any = stacked
         self.streams = streams
 
     def posterior(self, x: Tensor) -> distributions.Independent:
@@ -388,22 +390,25 @@ class _Streamed(distributions.Normal):
 def _stack_objectives(each: Sequence[Callable[..., objectives.Loss]], like: Tensor) -> Callable[..., objectives.Loss]:
     """One objective for a stack of models: every number that differs between them becomes a tensor (models,)."""
     first = each[0]
-    if any(one != first for one in each):
-        if not is_dataclass(first) or any(type(one) is not type(first) for one in each):
-            raise ValueError("models can only be trained together on one kind of objective, a dataclass of numbers")
-        first = copy.copy(first)
-        for field in fields(first):
-            values = [getattr(one, field.name) for one in each]
-            if any(value != values[0] for value in values):
-                object.__setattr__(first, field.name, torch.tensor(values, dtype=like.dtype, device=like.device))
-    return first
+    if all(one == first for one in each):
+        return first
+    if not is_dataclass(first) or any(type(one) is not type(first) for one in each):
+        raise ValueError("models can only be trained together on one kind of objective, a dataclass of numbers")
+    stacked: Any = copy.copy(first)
+    for field in fields(first):
+        values = [getattr(one, field.name) for one in each]
+        if any(value != values[0] for value in values):
+            # Past the frozen dataclass and its checks, which each objective has passed on its own.
+            object.__setattr__(stacked, field.name, torch.tensor(values, dtype=like.dtype, device=like.device))
+    return stacked
 
 
 def _accept(model: nn.Module, dataset: data.Dataset) -> None:
     """Refuse data that the model has no likelihood for. Dynamic binarisation makes 0/1 pixels of grey ones: check a draw."""
-    if hasattr(model, "check"):
+    check = getattr(model, "check", None)
+    if callable(check):
         with torch.random.fork_rng(devices=[]):
-            model.check(dataset.draw(dataset.train))
+            check(dataset.draw(dataset.train))
 
 
 @contextmanager
@@ -418,5 +423,5 @@ def seeded(seed: int, place: torch.device | str = "cpu") -> Iterator[None]:
 
 def watched() -> bool:
     """Whether a person looks at the output: a terminal, or a notebook that can be typed into. papermill's cannot."""
-    kernel = getattr(sys.modules.get("IPython") and sys.modules["IPython"].get_ipython(), "kernel", None)
-    return bool(kernel._allow_stdin) if hasattr(kernel, "_allow_stdin") else sys.stderr.isatty()
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return getattr(getattr(shell, "kernel", None), "_allow_stdin", sys.stderr.isatty())

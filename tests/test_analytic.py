@@ -110,8 +110,7 @@ def test_agrees_with_a_numerical_minimum_for_a_fixed_sigma(beta, sigma2, k):
 
 @pytest.mark.parametrize(
     ("spectrum", "k", "beta"),
-    [([2.5, 1.2, 0.5, 0.1], 2, b) for b in (0.3, 1, 1.7, 2.2, 3)]
-    + [([2.5, 1.2, 0.5, 0.1], 4, 1.2), ([2, 1, 0, 0], 3, 2.2)],
+    [([2.5, 1.2, 0.5, 0.1], 2, b) for b in (0.3, 1, 1.7, 2.2, 3)] + [([2.5, 1.2, 0.5, 0.1], 4, 1.2), ([2, 1, 0, 0], 3, 2.2)],
 )
 def test_agrees_with_a_numerical_minimum_for_a_learned_sigma(spectrum, k, beta):
     cov = covariance(spectrum, 3)
@@ -181,9 +180,7 @@ def test_more_latents_than_dimensions():
 def test_aggregate_posterior_is_the_prior():
     cov = covariance(SPECTRUM, 6)
     best = analytic.LinearGaussian(cov, 6).solve(beta=2, sigma2=0.2)
-    np.testing.assert_allclose(
-        best.encoder @ cov @ best.encoder.T + np.diag(best.posterior_variance), np.eye(6), atol=1e-12
-    )
+    np.testing.assert_allclose(best.encoder @ cov @ best.encoder.T + np.diag(best.posterior_variance), np.eye(6), atol=1e-12)
 
 
 @pytest.mark.parametrize("k", [3, 8])
@@ -322,9 +319,7 @@ def test_equals_shannon_down_to_the_first_lost_eigenvalue_and_lies_above_it_belo
     for k in (1, 3, 4, 7):
         oracle, lost = analytic.LinearGaussian(SPECTRUM, k), SPECTRUM[k]
         above = np.geomspace(lost, 6, 50)
-        np.testing.assert_allclose(
-            oracle.at_water_level(above), analytic.gaussian_rd(SPECTRUM, above), rtol=1e-12, atol=1e-12
-        )
+        np.testing.assert_allclose(oracle.at_water_level(above), analytic.gaussian_rd(SPECTRUM, above), rtol=1e-12, atol=1e-12)
         below = lost * np.geomspace(0.99, 1e-3, 50)
         (rate, mse), (best_rate, best_mse) = oracle.at_water_level(below), analytic.gaussian_rd(SPECTRUM, below)
         assert (rate + mse / (2 * below) > best_rate + best_mse / (2 * below) + 1e-6).all()
@@ -339,9 +334,7 @@ def test_equals_shannon_down_to_the_first_lost_eigenvalue_and_lies_above_it_belo
 def test_excess_over_shannon_by_hand():
     """s = ¼, k = 4, MSE 1.75. Shannon's level for it is .28: five components at .28 and .35 left over."""
     best = ORACLE.solve(0.5, 0.5)
-    assert analytic.gaussian_rate_distortion(SPECTRUM, best.mse) == pytest.approx(
-        0.5 * math.log(7.2 / 0.28**5), abs=1e-12
-    )
+    assert analytic.gaussian_rate_distortion(SPECTRUM, best.mse) == pytest.approx(0.5 * math.log(7.2 / 0.28**5), abs=1e-12)
     assert best.rate == pytest.approx(0.5 * math.log(18 / 0.25**4), abs=1e-12)
     assert best.rate - analytic.gaussian_rate_distortion(SPECTRUM, best.mse) == pytest.approx(0.04832, abs=1e-5)
 

@@ -194,9 +194,7 @@ def test_gaussian_options():
     assert np.linalg.det(data._rotation([1.0] * 5)[0]) == pytest.approx(1)
     np.testing.assert_allclose(data.gaussian_covariance([3.0]), [[3.0]])
     for bad in ([], [0, 0], [1, -1], [1, np.nan], [1, np.inf], 3, "abc", None, [[1, 2]], np.full(200, -1.0)):
-        assert refusal("gaussian", spectrum=bad).startswith(
-            "spectrum must be a list of finite numbers >= 0, not all zero"
-        )
+        assert refusal("gaussian", spectrum=bad).startswith("spectrum must be a list of finite numbers >= 0, not all zero")
     assert refusal("gaussian", seed=-1) == "seed must be a whole number >= 0, got -1"
     assert refusal("gaussian", binarize="static").startswith("binarize must be None for gaussian")
 
@@ -260,8 +258,12 @@ def test_without_a_network_the_answer_says_where_the_files_are_expected(nowhere)
 
 def small_mnist(monkeypatch) -> dict[str, bytes]:
     """Files of MNIST's names, form and size, all zeros, that are verified by hashes of their own."""
-    shapes = {"train-images-idx3-ubyte": (60_000, 28, 28), "t10k-images-idx3-ubyte": (10_000, 28, 28),
-              "train-labels-idx1-ubyte": (60_000,), "t10k-labels-idx1-ubyte": (10_000,)}  # fmt: skip
+    shapes = {
+        "train-images-idx3-ubyte": (60_000, 28, 28),
+        "t10k-images-idx3-ubyte": (10_000, 28, 28),
+        "train-labels-idx1-ubyte": (60_000,),
+        "t10k-labels-idx1-ubyte": (10_000,),
+    }
     files = {}
     for name, shape in shapes.items():
         header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
@@ -300,8 +302,13 @@ def test_a_bad_file_is_refused_with_both_hashes_and_kept(nowhere, fault, home):
     packed = gzip.compress(content)
     damaged = bytearray(packed)
     damaged[len(packed) // 2 :] = b"\xff" * (len(packed) - len(packed) // 2)
-    file = {"truncated": packed[: len(packed) // 2], "altered": packed, "damaged": bytes(damaged), "no gzip": content,
-            "empty": b""}[fault]  # fmt: skip
+    file = {
+        "truncated": packed[: len(packed) // 2],
+        "altered": packed,
+        "damaged": bytes(damaged),
+        "no gzip": content,
+        "empty": b"",
+    }[fault]
     path = folder / home / "train-images-idx3-ubyte.gz"
     path.parent.mkdir(parents=True)
     path.write_bytes(file)
@@ -396,7 +403,7 @@ X = np.zeros((6, 4))
         ({"train": X[:1], "test": X}, "train needs at least 2 examples"),
         ({"train": X.astype(np.uint8) + 1, "test": X.astype(np.uint8)}, "save 0/1 pixels as bool or float32"),
     ],
-)  # fmt: skip
+)
 def test_bad_arrays_are_refused_in_one_line(arrays, message, tmp_path):
     path = write(tmp_path / "bad.npz", **arrays)
     told = refusal(path)
@@ -414,8 +421,16 @@ def test_files_that_are_missing_or_damaged_are_refused_in_one_line(tmp_path):
     unknown = bytearray(content)
     unknown[content.index(b"PK\x01\x02") + 10] = 99
     np.save(tmp_path / "array.npy", X)
-    contents = [b"", b"PK", b"nothing of the kind", content[:3000], content[:-30], bytes(flipped), bytes(unknown),
-                (tmp_path / "array.npy").read_bytes()]  # fmt: skip
+    contents = [
+        b"",
+        b"PK",
+        b"nothing of the kind",
+        content[:3000],
+        content[:-30],
+        bytes(flipped),
+        bytes(unknown),
+        (tmp_path / "array.npy").read_bytes(),
+    ]
     for number, bad in enumerate(contents):
         path = tmp_path / f"bad{number}.npz"
         path.write_bytes(bad)
@@ -433,9 +448,7 @@ def test_binarising_needs_values_between_0_and_1(tmp_path):
 
 
 def test_unknown_names_and_options_are_refused_in_one_line():
-    assert (
-        refusal("mnits") == "dataset must be one of digits, patches, gaussian, mnist, or a path to an .npz; got 'mnits'"
-    )
+    assert refusal("mnits") == "dataset must be one of digits, patches, gaussian, mnist, or a path to an .npz; got 'mnits'"
     for name in (3, None, ["digits"]):
         assert refusal(name).endswith(f"got {name!r}")
     assert refusal("digits", seed=1) == "digits has no option 'seed'; it has binarize"

@@ -80,9 +80,7 @@ def test_rd_curve_averages_seeds_and_says_how_they_spread():
     runs = training.sweep(lambda: models.VAE(digits.shape, 4), digits, [2.0, 0.5], seeds=(0, 1, 2), config=config)
     curve = estimators.rd_curve(runs, digits.test)
     assert curve.betas.tolist() == [0.5, 2.0]
-    rates = torch.tensor(
-        [estimators.evaluate(run.model, digits.test, 2.0).rate for run in runs if run.objective.beta == 2.0]
-    )
+    rates = torch.tensor([estimators.evaluate(run.model, digits.test, 2.0).rate for run in runs if run.objective.beta == 2.0])
     assert curve[2.0].rate == pytest.approx(rates.mean().item())
     assert curve[2.0].rate_stderr == pytest.approx((rates.std() / 3**0.5).item())
     single = estimators.rd_curve(runs[:1], digits.test)[2.0]
@@ -101,9 +99,7 @@ def test_bad_input(linear):
             call()
         assert "\n" not in str(error.value)
     one, other = (
-        training.Run(
-            models.VAE((5,), 2, likelihood="gaussian", sigma=s), objectives.VAE(), training.TrainConfig(), {}, 0.0
-        )
+        training.Run(models.VAE((5,), 2, likelihood="gaussian", sigma=s), objectives.VAE(), training.TrainConfig(), {}, 0.0)
         for s in (0.3, 0.4)
     )
     with pytest.raises(ValueError, match="different settings"):

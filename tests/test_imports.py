@@ -7,8 +7,22 @@ import pytest
 
 import nbvae
 
-ROWS = ["checks", "nn", "likelihoods", "data", "analytic", "curves", "models", "objectives", "estimators", "training",
-        "samplers", "metrics", "plotting", "notebook"]  # fmt: skip
+ROWS = [
+    "checks",
+    "nn",
+    "likelihoods",
+    "data",
+    "analytic",
+    "curves",
+    "models",
+    "objectives",
+    "estimators",
+    "training",
+    "samplers",
+    "metrics",
+    "plotting",
+    "notebook",
+]
 FOLDER = Path(nbvae.__file__).parent
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 

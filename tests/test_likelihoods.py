@@ -51,9 +51,15 @@ def test_support():
 
 @pytest.mark.parametrize(
     ("name", "sigma", "message"),
-    [("poisson", None, "bernoulli, gaussian"), ("gaussian", 0.0, "sigma must be"), ("gaussian", -1.0, "sigma must be"),
-     ("gaussian", math.inf, "sigma must be"), ("gaussian", "wide", "sigma must be"), ("bernoulli", 0.3, "has none")],
-)  # fmt: skip
+    [
+        ("poisson", None, "bernoulli, gaussian"),
+        ("gaussian", 0.0, "sigma must be"),
+        ("gaussian", -1.0, "sigma must be"),
+        ("gaussian", math.inf, "sigma must be"),
+        ("gaussian", "wide", "sigma must be"),
+        ("bernoulli", 0.3, "has none"),
+    ],
+)
 def test_bad_input(name, sigma, message):
     with pytest.raises(ValueError, match=message) as error:
         likelihoods.make(name, (2,), sigma)

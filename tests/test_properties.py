@@ -123,9 +123,7 @@ def test_gradients_agree_with_finite_differences(model, x):
         call = lambda m: objective(m, x).total  # noqa: E731
         return torch.func.functional_call(_Wrapped(model, noise, call), {f"model.{k}": v for k, v in state.items()}, ())
 
-    assert torch.autograd.gradcheck(
-        loss, tuple(value.detach().requires_grad_() for value in values), eps=1e-6, atol=1e-5
-    )
+    assert torch.autograd.gradcheck(loss, tuple(value.detach().requires_grad_() for value in values), eps=1e-6, atol=1e-5)
 
 
 class _Wrapped(torch.nn.Module):
@@ -176,11 +174,20 @@ def test_the_same_seed_gives_the_same_curve_bit_for_bit():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"latent_dim": 0}, "latent_dim must be a whole number >= 1"), ({"latent_dim": 2.5}, "latent_dim must be"),
-     ({"latent_dim": "8"}, "latent_dim must be"), ({"network": "cnn"}, "linear, mlp"), ({"likelihood": "poisson"}, "bernoulli, gaussian"),
-     ({"hidden": (0,)}, "hidden must be"), ({"likelihood": "gaussian", "sigma": -1}, "sigma must be"), ({"sigma": 0.3}, "has none"),
-     ({"shape": 64}, "shape must be"), ({"shape": ()}, "shape must be"), ({"shape": (1, 0)}, "shape must be")],
-)  # fmt: skip
+    [
+        ({"latent_dim": 0}, "latent_dim must be a whole number >= 1"),
+        ({"latent_dim": 2.5}, "latent_dim must be"),
+        ({"latent_dim": "8"}, "latent_dim must be"),
+        ({"network": "cnn"}, "linear, mlp"),
+        ({"likelihood": "poisson"}, "bernoulli, gaussian"),
+        ({"hidden": (0,)}, "hidden must be"),
+        ({"likelihood": "gaussian", "sigma": -1}, "sigma must be"),
+        ({"sigma": 0.3}, "has none"),
+        ({"shape": 64}, "shape must be"),
+        ({"shape": ()}, "shape must be"),
+        ({"shape": (1, 0)}, "shape must be"),
+    ],
+)
 def test_bad_models(arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         models.VAE(**({"shape": SHAPE} | arguments))

@@ -15,9 +15,7 @@ def digits():
 
 
 def make(network="mlp", likelihood="bernoulli", sigma=None):
-    return models.VAE(
-        (1, 8, 8), latent_dim=4, network=network, likelihood=likelihood, sigma=sigma, hidden=(16,)
-    ).double()
+    return models.VAE((1, 8, 8), latent_dim=4, network=network, likelihood=likelihood, sigma=sigma, hidden=(16,)).double()
 
 
 def separate(build, dataset, run):
@@ -41,9 +39,7 @@ def test_sweep_equals_separate_fits(digits, network, betas, seeds):
     for run, other in zip(runs, fits, strict=True):
         assert_same(run, other)
     weights = [torch.cat([p.flatten() for p in run.model.parameters()]) for run in runs]
-    assert all(
-        not torch.allclose(weights[0], other, atol=1e-4) for other in weights[1:]
-    )  # different, not one model K times
+    assert all(not torch.allclose(weights[0], other, atol=1e-4) for other in weights[1:])  # different, not one model K times
 
 
 def test_sweep_over_sigma_equals_separate_fits():
@@ -85,8 +81,7 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_stream(digits):
         runs.append(training.fit(model, digits, objectives.VAE(), replace(CONFIG, seed=seed)))
     assert torch.equal(state, torch.random.get_rng_state())
     same = [
-        [torch.equal(a, b) for a, b in zip(runs[0].model.parameters(), run.model.parameters(), strict=True)]
-        for run in runs
+        [torch.equal(a, b) for a, b in zip(runs[0].model.parameters(), run.model.parameters(), strict=True)] for run in runs
     ]
     assert all(same[1])
     assert not any(same[2])
@@ -173,14 +168,12 @@ def _fresh():
 
 def test_one_diverged_model_of_a_sweep_does_not_spoil_the_others(digits):
     config = replace(CONFIG, epochs=6, schedule="constant")
-    with pytest.raises(training.Diverged, match="step 25") as error:
+    with pytest.raises(training.Diverged, match="step 25 ") as error:
         training.sweep(make, digits, [0.5, 2.0, 1.0], objective=Breaks, config=config)
     fine, bad, also_fine = error.value.runs
     for run in (fine, also_fine):
         assert_same(run, separate(make, digits, replace(run, objective=objectives.BetaVAE(run.objective.beta))))
-    assert_same(
-        bad, separate(make, digits, replace(bad, objective=objectives.BetaVAE(2.0), config=replace(config, epochs=2)))
-    )
+    assert_same(bad, separate(make, digits, replace(bad, objective=objectives.BetaVAE(2.0), config=replace(config, epochs=2))))
 
 
 def test_weights_that_are_spoilt_by_the_last_step_are_found(digits):
@@ -191,7 +184,7 @@ def test_weights_that_are_spoilt_by_the_last_step_are_found(digits):
             return loss._replace(total=loss.total + 0 * (loss.total * 0).sqrt() if step == 9 else loss.total)
 
     model = make()
-    with pytest.raises(training.Diverged, match="weights are not finite after step 9"):
+    with pytest.raises(training.Diverged, match="weights are not finite after step 9 "):
         training.fit(model, digits, Infinite(), replace(CONFIG, epochs=1))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
@@ -208,7 +201,7 @@ def test_save_and_load(digits, tmp_path):
 
 
 def test_a_damaged_run_is_refused_in_one_line(digits, tmp_path):
-    with pytest.raises(FileNotFoundError, match="run.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
         training.load(tmp_path)
     run = training.fit(make(), digits, objectives.VAE(), CONFIG)
     folder = run.save(tmp_path / "run")
@@ -230,12 +223,23 @@ def test_a_damaged_run_is_refused_in_one_line(digits, tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "allowed"),
-    [({"epochs": "abc"}, "epochs must be a whole number >= 1"), ({"epochs": 0}, "epochs must be"), ({"epochs": 2.5}, "epochs must be"),
-     ({"epochs": True}, "epochs must be"), ({"batch_size": -1}, "batch_size must be"), ({"lr": 0}, "lr must be a finite number > 0"),
-     ({"lr": float("nan")}, "lr must be"), ({"lr": "abc"}, "lr must be"), ({"schedule": "step"}, "constant, cosine, one_cycle"),
-     ({"seed": -1}, "seed must be a whole number >= 0"), ({"seed": "x"}, "seed must be"), ({"device": "gpu"}, "auto, cpu, cuda, mps"),
-     ({"device": 3}, "auto, cpu, cuda, mps"), ({"device": ["cpu"]}, "auto, cpu, cuda, mps")],
-)  # fmt: skip
+    [
+        ({"epochs": "abc"}, "epochs must be a whole number >= 1"),
+        ({"epochs": 0}, "epochs must be"),
+        ({"epochs": 2.5}, "epochs must be"),
+        ({"epochs": True}, "epochs must be"),
+        ({"batch_size": -1}, "batch_size must be"),
+        ({"lr": 0}, "lr must be a finite number > 0"),
+        ({"lr": float("nan")}, "lr must be"),
+        ({"lr": "abc"}, "lr must be"),
+        ({"schedule": "step"}, "constant, cosine, one_cycle"),
+        ({"seed": -1}, "seed must be a whole number >= 0"),
+        ({"seed": "x"}, "seed must be"),
+        ({"device": "gpu"}, "auto, cpu, cuda, mps"),
+        ({"device": 3}, "auto, cpu, cuda, mps"),
+        ({"device": ["cpu"]}, "auto, cpu, cuda, mps"),
+    ],
+)
 def test_bad_config(setting, allowed):
     with pytest.raises(ValueError, match=allowed) as error:
         training.TrainConfig(**setting)
