@@ -275,11 +275,12 @@ class _Record:
         steps = torch.stack([total, *(torch.stack([each.mean(-1) for each in x]) for x in (distortions, rates))])
         good = steps.isfinite().all(0).all(0)
         for parameter in self.parameters:  # the last step may have spoilt the weights without a loss to show for it
-            good = good & parameter.isfinite().flatten(good.dim()).all(-1)
+            good = good & parameter.flatten(good.dim()).sum(-1).isfinite()
         self.good = good = good if self.good is None else self.good & good
+        if not good.all():
+            for parameter, backup in zip(self.parameters, self.backup, strict=True):
+                parameter.copy_(torch.where(good.view(*good.shape, *[1] * (parameter.dim() - good.dim())), parameter, backup))
         for parameter, backup in zip(self.parameters, self.backup, strict=True):
-            keep = good.view(*good.shape, *[1] * (parameter.dim() - good.dim()))
-            parameter.copy_(torch.where(keep, parameter, backup))
             backup.copy_(parameter)
         for index, ok in enumerate(good.reshape(-1).tolist()):
             if not ok and index not in self.problems:
