@@ -45,12 +45,21 @@ def rd_plane(
             capsize=2,
         )
         if annotate and index == 0:
-            for beta, rate, height in zip(curve.betas, curve.rates, heights, strict=True):
-                ax.annotate(f"{beta:g}", (rate, height), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            _label_betas(ax, curve, heights)
     ax.set(xlabel="rate R (nats per example)", ylabel=_LABELS[y])
     if any(named):
         ax.legend()
     return ax
+
+
+def _label_betas(ax: Axes, curve: curves.RDCurve, heights: Float[np.ndarray, " points"]) -> None:
+    """β beside each point, left out where the label would lie on the one before (collapsed models share a point)."""
+    width, height = (np.ptp(values) or 1.0 for values in (curve.rates, heights))
+    last = (np.inf, np.inf)
+    for beta, x, y in zip(curve.betas, curve.rates, heights, strict=True):
+        if np.hypot((x - last[0]) / width, (y - last[1]) / height) > 0.04:
+            ax.annotate(f"{beta:g}", (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            last = (x, y)
 
 
 def phase_diagram(
@@ -70,10 +79,10 @@ def phase_diagram(
         ends = np.array([0.0, max(entropy, right)])
         ax.plot(ends, entropy - ends, color="black", linewidth=1.5)
         ax.fill_between(ends, entropy - ends, -top, color="0.85", linewidth=0)
-        ax.annotate("infeasible: D + R < H", (0, 0), xytext=(6, 6), textcoords="offset points", fontsize=9)
+        ax.annotate("infeasible:\nD + R < H", (0, 0), xytext=(4, 5), textcoords="offset points", fontsize=9)
         ax.plot([0, entropy], [entropy, 0], linestyle="none", marker="*", markersize=11, color="black", clip_on=False)
         ax.annotate("auto-decoding limit", (0, entropy), xytext=(8, 6), textcoords="offset points", fontsize=9)
-        ax.annotate("auto-encoding limit", (entropy, 0), xytext=(8, 6), textcoords="offset points", fontsize=9)
+        ax.annotate("auto-encoding limit", (entropy, 0), xytext=(10, 8), textcoords="offset points", fontsize=9)
         ax.set_ylim(0, top)
     if collapsed is not None:
         ax.axhline(collapsed, color="0.4", linestyle=":", linewidth=1.2)

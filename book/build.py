@@ -1,0 +1,374 @@
+"""Build the book: execute the notebooks that are out of date, then turn notebooks and prose into checked HTML.
+
+    python book/build.py [-v]
+
+1. Each notebook that `_toc.yml` names as `book/executed/NAME` is executed by papermill, in a process of its own with one
+   thread, if anything that decides its results has changed. A notebook that fails ends the build.
+2. Jupyter Book renders the pages into a temporary folder. They are checked by `pages.py`, and only then renamed to
+   `_build/html`: whatever goes wrong, the previous book stays as it was.
+"""
+
+import argparse
+import ast
+import concurrent.futures
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pages
+import yaml
+
+CELL_TIMEOUT = 900  # seconds for one cell; papermill has no limit of its own
+# One thread per notebook: as many notebooks run at once as there are cores. The rest makes equal results equal bytes.
+KERNEL_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+    "SOURCE_DATE_EPOCH": "1767225600",
+    "JUPYTER_PREFER_ENV_PATH": "1",
+}
+GENERATED = "manifest"  # the page in book/executed that is written here, from the records of the runs
+FACTS = """
+import json, sys
+from nbvae import data, training
+dataset, device = sys.argv[1:]
+place = training.device(device).type if device else ""
+print(json.dumps({"data": data.load(dataset).sha256 if dataset else "", "device": place}))
+"""
+
+
+class BuildError(Exception):
+    """A failure that is explained by its message alone."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A chapter: its source in `notebooks/`, what its run left behind in `book/executed/`."""
+
+    root: Path
+    name: str
+
+    @property
+    def source(self) -> Path:
+        return self.root / "notebooks" / f"{self.name}.ipynb"
+
+    @property
+    def executed(self) -> Path:
+        return self.root / "book" / "executed" / f"{self.name}.ipynb"
+
+    @property
+    def record(self) -> Path:
+        return self.executed.with_suffix(".json")
+
+    def parameters(self) -> dict[str, object]:
+        """The defaults set in the cell tagged `parameters`, as the literals that they are written as."""
+        from papermill.inspection import inspect_notebook
+
+        found = inspect_notebook(str(self.source))
+        return {name: literal(str(entry["default"])) for name, entry in found.items()}
+
+    def key(self) -> str:
+        """Changes exactly when the results may change: source, library, pinned packages, data, way of execution."""
+        library = sorted((self.root / "nbvae").glob("*.py"))
+        # Named data sets come with pinned packages or are verified by the library; only a reader's own file can change.
+        own = self.root / str(self.parameters().get("dataset", ""))
+        digest = hash_files([self.source, *library, self.root / "constraints.txt", *([own] if own.is_file() else [])])
+        return hash_text(digest, inspect.getsource(execute), json.dumps(KERNEL_ENVIRONMENT), platform.python_version())
+
+    def is_current(self) -> bool:
+        """Whether the executed notebook is there, unaltered, and the result of what would be run now."""
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+            return record["key"] == self.key() and record["output"] == hash_files([self.executed])
+        except (OSError, ValueError, KeyError):
+            return False
+
+
+def literal(code: str) -> object:
+    """The value that a piece of Python code stands for, or the code itself where it has to be run to know."""
+    try:
+        return ast.literal_eval(code)
+    except (ValueError, SyntaxError):
+        return code
+
+
+def hash_files(files: list[Path]) -> str:
+    """One hash of the names and contents of `files`; a missing file counts as empty."""
+    parts = (f"{file.name} {hashlib.sha256(file.read_bytes() if file.is_file() else b'').hexdigest()}" for file in files)
+    return hash_text(*parts)
+
+
+def hash_text(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def listed_pages(root: Path) -> list[str]:
+    """Every page of `_toc.yml`, in order, without its suffix."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+
+    def walk(entry: object) -> list[str]:
+        if isinstance(entry, list):
+            return [page for item in entry for page in walk(item)]
+        if isinstance(entry, dict):
+            own = [str(value) for key, value in entry.items() if key in ("root", "file")]
+            return own + [page for key, value in entry.items() if key not in ("root", "file") for page in walk(value)]
+        return []
+
+    return walk(toc)
+
+
+def listed_notebooks(root: Path) -> list[Notebook]:
+    """The notebooks among the pages of `_toc.yml`; `BuildError` for one that has no source."""
+    staged = [Path(page).name for page in listed_pages(root) if page.startswith("book/executed/")]
+    notebooks = [Notebook(root, name) for name in staged if name != GENERATED]
+    for notebook in notebooks:
+        if not notebook.source.is_file():
+            raise BuildError(f"_toc.yml names book/executed/{notebook.name}, but there is no {notebook.source}")
+    return notebooks
+
+
+def execute(notebook: Notebook) -> float:
+    """Run a notebook with papermill and put the result in its place; seconds, or `BuildError` with the last error."""
+    partial = notebook.executed.with_name(f".{notebook.name}.partial.ipynb")
+    command = [sys.executable, "-m", "papermill", str(notebook.source), str(partial), "--kernel", "python3",
+               "--execution-timeout", str(CELL_TIMEOUT), "--no-progress-bar"]  # fmt: skip
+    path = os.pathsep.join(filter(None, [str(notebook.root), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | KERNEL_ENVIRONMENT | {"PYTHONPATH": path}
+    start = time.monotonic()
+    try:
+        run = subprocess.run(command, cwd=notebook.root, env=environment, capture_output=True, text=True)
+        seconds = time.monotonic() - start
+        # After a time-out or a dead kernel the notebook itself looks complete: only the exit status can be trusted.
+        if run.returncode:
+            raise BuildError(f"{notebook.name} failed\n{last_error(partial, run.stderr)}")
+        result = nbformat.read(partial, as_version=4)
+        problems = output_problems(result)
+        if problems:
+            raise BuildError(f"{notebook.name} ran, but:\n" + "\n".join(f"  {problem}" for problem in problems))
+        # papermill notes paths of this machine and times of day; readers download this file.
+        for holder in (result, *result.cells):
+            for note in ("papermill", "execution"):
+                holder.metadata.pop(note, None)
+        nbformat.write(result, partial)
+        partial.replace(notebook.executed)
+    finally:
+        partial.unlink(missing_ok=True)
+    return seconds
+
+
+def output_problems(notebook: nbformat.NotebookNode) -> list[str]:
+    """Errors and stray messages among the stored outputs: Jupyter Book would print them without complaint."""
+    problems = []
+    for cell in notebook.cells:
+        # Named by its first line: papermill adds cells to a notebook that fails, so that numbers would mislead.
+        name = f"cell `{cell.source.strip().partition(chr(10))[0][:60]}`"
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                problems.append(f"{name} ends in {output.ename}: {output.evalue}")
+            elif output.output_type == "stream" and output.name == "stderr":
+                problems.append(f"{name} writes to stderr: {output.text.strip()[:300]}")
+    return problems
+
+
+def last_error(partial: Path, log: str) -> str:
+    """The error that a failed run ended with, in a few lines."""
+    if partial.is_file():
+        problems = [line for line in output_problems(nbformat.read(partial, as_version=4)) if " ends in " in line]
+        if problems:
+            return f"  {problems[-1]}"
+    return "\n".join(f"  {line}" for line in log.strip().splitlines()[-3:])
+
+
+def write_record(notebook: Notebook, key: str, seconds: float) -> None:
+    """Note beside an executed notebook what it was run with."""
+    parameters = notebook.parameters()
+    asked = [str(parameters.get(name, "")) for name in ("dataset", "device")]
+    facts = output_of([sys.executable, "-c", FACTS, *asked], notebook.root) if any(asked) else ""
+    dirty = "-modified" if output_of(["git", "status", "--porcelain"], notebook.root) else ""
+    commit = output_of(["git", "rev-parse", "--short", "HEAD"], notebook.root)
+    record = {
+        "key": key,
+        "output": hash_files([notebook.executed]),
+        "parameters": parameters,
+        "seconds": round(seconds, 1),
+        "commit": f"{commit}{dirty}" if commit else "unknown",
+        **(json.loads(facts) if facts else {"data": "unknown", "device": "unknown"}),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {package: importlib.metadata.version(package) for package in pinned(notebook.root)},
+    }
+    replace_text(notebook.record, json.dumps(record, indent=1, ensure_ascii=False))
+
+
+def output_of(command: list[str], root: Path) -> str:
+    """What a command prints, or nothing if it fails."""
+    try:
+        run = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ | KERNEL_ENVIRONMENT)
+    except OSError:
+        return ""
+    return run.stdout.strip() if run.returncode == 0 else ""
+
+
+def pinned(root: Path) -> list[str]:
+    """The packages of `constraints.txt` that are installed."""
+    file = root / "constraints.txt"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.split("==")[0] for line in lines if "==" in line]
+    here = {str(found.metadata["Name"]).lower().replace("_", "-") for found in importlib.metadata.distributions()}
+    return [name for name in names if name.lower().replace("_", "-") in here]
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all, and leave it alone if it already says so."""
+    if file.is_file() and file.read_text(encoding="utf-8") == text:
+        return
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def write_manifest(notebooks: list[Notebook]) -> None:
+    """The page that says how the results on the other pages came about; it depends on the records alone."""
+    records = {notebook.name: json.loads(notebook.record.read_text(encoding="utf-8")) for notebook in notebooks}
+    lines = ["# How this book was built", "", "Each chapter was executed from start to end by `make book`.", ""]
+    if records:
+        lines += ["```{list-table} Run times", ":header-rows: 1", ""]
+        rows = [("chapter", "seconds", "device", "commit")]
+        rows += [(name, str(run["seconds"]), run["device"] or "unknown", run["commit"]) for name, run in records.items()]
+        lines += [f"{'* -' if n == 0 else '  -'} {cell}" for row in rows for n, cell in enumerate(row)] + ["```", ""]
+    for name, run in records.items():
+        lines += [f"## {name}", "", "```{list-table}", ":header-rows: 1", "", "* - parameter", "  - value"]
+        lines += [f"* - `{key}`\n  - `{value}`" for key, value in run["parameters"].items()] + ["```", ""]
+        lines += [f"Data, SHA-256 of the arrays: `{run['data']}`.", ""] if run["data"] else []
+    for system in sorted({(run["python"], run["system"], json.dumps(run["packages"])) for run in records.values()}):
+        packages = [f"{name}=={version}" for name, version in json.loads(system[2]).items()]
+        lines += ["## Environment", "", f"Python {system[0]} on {system[1]}, with", ""]
+        lines += ["````{dropdown} Packages", "```text", *packages, "```", "````", ""]
+    executed = notebooks[0].root / "book" / "executed" if notebooks else Path("book/executed")
+    replace_text(executed / "manifest.json", json.dumps(records, indent=1, ensure_ascii=False))
+    replace_text(executed / f"{GENERATED}.md", "\n".join(lines))
+
+
+def execute_stale(notebooks: list[Notebook]) -> int:
+    """Execute what is out of date, one notebook per core at a time; how many that were."""
+    stale = [notebook for notebook in notebooks if not notebook.is_current()]
+    for notebook in notebooks:
+        say(f"{notebook.name}: up to date" if notebook not in stale else f"executing {notebook.name}")
+
+    def run(notebook: Notebook) -> str:
+        notebook.executed.parent.mkdir(parents=True, exist_ok=True)
+        key = notebook.key()  # before the run: an edit during it makes the result stale, not wrongly current
+        try:
+            seconds = execute(notebook)
+        except BuildError as error:
+            return str(error)
+        write_record(notebook, key, seconds)
+        say(f"executed {notebook.name} in {seconds:.0f} s")
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        failures = [message for message in pool.map(run, stale) if message]
+    if failures:
+        raise BuildError("\n".join(failures))
+    return len(stale)
+
+
+def book_key(root: Path) -> str:
+    """Changes exactly when the pages may change."""
+    prose = [file for file in sorted((root / "book").rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
+    prose = [file for file in prose if "executed" not in file.parts or file.suffix in (".ipynb", ".md")]
+    return hash_files([root / "_config.yml", root / "_toc.yml", root / "constraints.txt", *prose])
+
+
+def render(root: Path, verbose: bool) -> None:
+    """Render the pages, check them, and put them in the place of the previous ones."""
+    built, key, target = root / "_build", book_key(root), root / "_build" / "html"
+    listed = listed_pages(root)
+    stamp = target / ".key"
+    there = all((target / f"{page}.html").is_file() for page in listed)
+    if there and stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
+        say(f"{target.relative_to(root)}: up to date")
+        return
+    say("rendering the pages")
+    # Always from nothing: Sphinx does not repeat the warnings of pages that it read before, and -W would miss them.
+    fresh = built / "fresh"
+    shutil.rmtree(fresh, ignore_errors=True)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root),
+               "--path-output", str(fresh), "-n", "-W", "--keep-going"]  # fmt: skip
+    run = subprocess.run(
+        command, cwd=root, text=True, stdout=None if verbose else subprocess.PIPE,
+        stderr=None if verbose else subprocess.STDOUT, env=os.environ | KERNEL_ENVIRONMENT,
+    )  # fmt: skip
+    html = fresh / "_build" / "html"
+    if run.returncode or not html.is_dir():
+        raise BuildError(f"Jupyter Book failed; the previous book is untouched.\n{warnings_in(run.stdout or '')}")
+    pages.strip_unused(html)
+    problems = pages.check(html, listed)
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:40])
+        raise BuildError(f"{len(problems)} problems in the pages; the previous book is untouched.\n{shown}")
+    (html / ".key").write_text(key, encoding="utf-8")
+    swap(html, target)
+    shutil.rmtree(fresh, ignore_errors=True)
+    say(f"built {target.relative_to(root)}/index.html")
+
+
+def warnings_in(log: str) -> str:
+    """The lines of Jupyter Book's output that say what is wrong, or its end."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", log).splitlines()  # it colours them for a terminal in any case
+    marked = [line for line in lines if "WARNING" in line or "ERROR" in line]
+    return "\n".join(f"  {line}" for line in (marked or lines[-15:]))
+
+
+def swap(new: Path, target: Path) -> None:
+    """Put the folder `new` in the place of `target`: two renames, the first undone if the second fails."""
+    old = target.with_name(f"{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Execute what changed and build the book into _build/html.")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show Jupyter Book's own output")
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    root = options.root.resolve()
+    try:
+        notebooks = listed_notebooks(root)
+        execute_stale(notebooks)
+        write_manifest(notebooks)
+        render(root, options.verbose)
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,367 @@
+"""The pages, as far as they are built, and the builder that makes them."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "book"))
+
+import build  # noqa: E402
+import pages  # noqa: E402
+
+LISTED = build.listed_pages(ROOT)
+CHAPTERS = [page for page in LISTED if page.startswith("book/executed/") and not page.endswith("manifest")]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# What the theme's own scripts say on every page.
+CHATTER = ("[PST]", "[togglebutton]", "Got invalid theme mode")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+# The built book ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def html() -> Path:
+    built = ROOT / "_build" / "html"
+    if not (built / ".key").is_file():
+        pytest.skip("the book is not built: run `make book`")
+    if (built / ".key").read_text() != build.book_key(ROOT):
+        pytest.skip("the book is older than its sources: run `make book`")
+    return built
+
+
+def test_the_built_pages_pass_every_check(html):
+    assert pages.check(html, LISTED) == []
+
+
+def test_the_offered_notebooks_name_no_folder_of_this_machine(html):
+    for chapter in CHAPTERS:
+        assert str(ROOT) not in (html / "_sources" / f"{chapter}.ipynb").read_text(encoding="utf-8")
+
+
+def browse(address: str, profile: Path, *options: str) -> tuple[str, list[str], list[str]]:
+    """Open a page with the network off: its final DOM, what the console said, what the page asked other hosts for."""
+    log = profile / "net.json"
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
+        "--proxy-server=127.0.0.1:9", "--enable-logging=stderr", f"--log-net-log={log}", "--virtual-time-budget=20000",
+        *options, "--dump-dom", address,
+    ]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    console = re.findall(r"CONSOLE[:(]\d+\)?\] \"(.*)", run.stderr)
+    text = log.read_text(encoding="utf-8")
+    try:
+        events = json.loads(text)["events"]
+    except ValueError:  # the browser may be gone before it closes the list
+        events = json.loads(text.rstrip().rstrip(",") + "]}")["events"]
+    # The browser calls home by itself; requests that a page starts carry an initiator.
+    started = [event["params"] for event in events if "initiator" in event.get("params", {})]
+    asked = [start["url"] for start in started if start["initiator"] != "not an origin"]
+    asked = [url for url in asked if url.startswith(("http", "ws"))]
+    return run.stdout, [line for line in console if not line.startswith(CHATTER)], asked
+
+
+@needs_browser
+@pytest.mark.parametrize("page", LISTED)
+def test_a_browser_without_network_shows_the_page(html, tmp_path, page):
+    dom, console, asked = browse((html / f"{page}.html").as_uri(), tmp_path)
+    assert console == []
+    assert asked == []
+    assert dom.rstrip().endswith("</html>")
+    if page in CHAPTERS:
+        assert "<mjx-container" in dom
+        assert "<mjx-merror" not in dom
+
+
+@needs_browser
+def test_the_browser_notices_errors_and_requests(tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text(
+        '<html><img src="https://example.com/a.png"><script>console.error("boo"); '
+        'setTimeout(() => { throw new Error("late") }, 10)</script></html>'
+    )
+    dom, console, asked = browse(page.as_uri(), tmp_path / "profile")
+    assert "<mjx-container" not in dom
+    assert len(console) == 2
+    assert asked == ["https://example.com/a.png"]
+
+
+def widths(addresses: list[str], folder: Path) -> list[int]:
+    """How wide each page's content is in a window 390 pixels wide, a phone's."""
+    frames = "".join(f'<iframe width="390" height="800" src="{address}"></iframe>' for address in addresses)
+    script = (
+        "addEventListener('load', () => setTimeout(() => { document.title = 'widths ' + [...document.querySelectorAll("
+        "'iframe')].map(f => f.contentDocument.documentElement.scrollWidth).join(' ') }, 5000))"
+    )
+    (folder / "phone.html").write_text(f"<html><style>iframe {{border: 0}}</style>{frames}<script>{script}</script></html>")
+    allow = ("--allow-file-access-from-files", "--disable-web-security")
+    dom, _, _ = browse((folder / "phone.html").as_uri(), folder / "profile", *allow)
+    found = re.search(r"<title>widths ([\d ]+)</title>", dom)
+    assert found, "the pages did not load"
+    return [int(width) for width in found[1].split()]
+
+
+@needs_browser
+def test_no_page_is_wider_than_a_phone(html, tmp_path):
+    wide = tmp_path / "wide.html"
+    wide.write_text('<html><div style="width: 700px">wide</div></html>')
+    *measured, known = widths([*((html / f"{page}.html").as_uri() for page in LISTED), wide.as_uri()], tmp_path)
+    assert known >= 700
+    assert {page: width for page, width in zip(LISTED, measured, strict=True) if width > 390} == {}
+
+
+# The checks of the pages ------------------------------------------------------------------------------------------
+
+GOOD = """<html><head><link rel="stylesheet" href="style.css"><link rel="canonical" href="https://example.com/a">
+<script>const a = "b//c";</script></head><body id="top"><img src="a.png" alt="A falling curve."><a href="#top">up</a>
+<a href="https://example.com">away</a><a href="b.html#there">b</a></body></html>"""
+
+
+def book_with(folder: Path, addition: str) -> Path:
+    """Two linked pages, the first of which ends with `addition`."""
+    (folder / "a.html").write_text(GOOD.replace("</body>", f"{addition}</body>"))
+    (folder / "b.html").write_text('<html><p id="there">b</p></html>')
+    (folder / "a.png").write_bytes(b"")
+    (folder / "style.css").write_text("p { background: url(a.png) }")
+    return folder
+
+
+def test_good_pages_pass(tmp_path):
+    assert pages.check(book_with(tmp_path, ""), ["a", "b"]) == []
+
+
+@pytest.mark.parametrize(
+    ("addition", "complaint"),
+    [
+        ('<script src="https://cdn.example.com/x.js"></script>', "<script> loads"),
+        ('<script src="//cdn.example.com/x.js"></script>', "<script> loads"),
+        ('<link rel="stylesheet" href="http://example.com/x.css">', "<link> loads"),
+        ('<link rel="preload" as="font" href="https://example.com/x.woff2">', "<link> loads"),
+        ('<img src="https://example.com/badge.svg" alt="A badge.">', "<img> loads"),
+        ('<img src="a.png" srcset="https://example.com/a.png 2x" alt="A.">', "<img> loads"),
+        ('<iframe src="https://example.com"></iframe>', "<iframe> loads"),
+        ('<video poster="https://example.com/a.png"></video>', "<video> loads"),
+        ("<style>@import 'https://example.com/x.css';</style>", "a style loads"),
+        ("<style>@font-face { src: url(https://example.com/x.woff2) }</style>", "a style loads"),
+        ('<p style="background: url(//example.com/x.png)">x</p>', "a style loads"),
+        ('<script>import("https://example.com/x.js")</script>', "a script names"),
+        ("<pre>Traceback (most recent call last)</pre>", "a traceback"),
+        ('<div class="output traceback highlight">ValueError</div>', "a traceback"),
+        ('<img src="a.png">', "no alternative text"),
+        ('<img src="a.png" alt=" ">', "no alternative text"),
+        ('<img src="a.png" alt="../_images/abc.svg">', "is a file's path"),
+        ('<a href="c.html">c</a>', "c.html does not exist"),
+        ('<a href="../a.html">out</a>', "../a.html does not exist"),
+        ('<a href="b.html#nowhere">b</a>', "no such anchor"),
+        ('<a href="#nowhere">b</a>', "no such anchor"),
+        ('<a href="/a.html">a</a>', "root of the disk"),
+        ('<script src="missing.js"></script>', "missing.js does not exist"),
+    ],
+)
+def test_a_bad_page_is_refused(tmp_path, addition, complaint):
+    problems = pages.check(book_with(tmp_path, addition), ["a", "b"])
+    assert len(problems) == 1
+    assert complaint in problems[0]
+
+
+def test_missing_and_unlisted_pages_are_refused(tmp_path):
+    problems = pages.check(book_with(tmp_path, ""), ["a", "c"])
+    assert problems == ["c: listed, but not built", "b: built, but not listed"]
+
+
+def test_remote_style_sheets_are_refused(tmp_path):
+    folder = book_with(tmp_path, "")
+    (folder / "style.css").write_text("@import url('https://fonts.example.com/css');")
+    assert ["style.css: a style loads" in problem for problem in pages.check(folder, ["a", "b"])] == [True]
+
+
+# The builder ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A book of one page and one notebook, with a library and a book that was built before."""
+    for folder in ("book", "notebooks", "nbvae", "_build/html"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "_toc.yml").write_text("root: book/index\nchapters: [{file: book/executed/tiny}]\n")
+    (tmp_path / "_config.yml").write_text("title: Tiny\n")
+    (tmp_path / "constraints.txt").write_text("nbformat==5\n")
+    (tmp_path / "book" / "index.md").write_text("# Tiny\n")
+    (tmp_path / "nbvae" / "__init__.py").write_text("answer = 42\n")
+    (tmp_path / "_build" / "html" / "index.html").write_text("the previous book")
+    store(tmp_path, "import nbvae\nprint(nbvae.answer, rate)")
+    return tmp_path
+
+
+def store(project: Path, code: str) -> build.Notebook:
+    """Write the project's notebook, whose second cell is `code`."""
+    cells = [
+        nbformat.v4.new_code_cell("rate: float = 0.5  # nats", id="a", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(code, id="b"),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = build.Notebook(project, "tiny")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), notebook.source)
+    return notebook
+
+
+def test_a_second_build_executes_nothing(project, capsys):
+    (notebook,) = build.listed_notebooks(project)
+    assert notebook.parameters() == {"rate": 0.5}
+    assert build.execute_stale([notebook]) == 1
+    executed = nbformat.read(notebook.executed, as_version=4)
+    assert executed.cells[-1].outputs[0].text == "42 0.5\n"
+    assert "papermill" not in executed.metadata
+    assert str(project) not in notebook.executed.read_text()
+    before = notebook.executed.stat().st_mtime_ns
+
+    build.write_manifest([notebook])
+    page = (project / "book" / "executed" / "manifest.md").read_text()
+    assert "`rate`" in page
+    whole = build.book_key(project)
+    capsys.readouterr()
+    assert build.execute_stale([notebook]) == 0
+    build.write_manifest([notebook])
+    assert capsys.readouterr().out == "tiny: up to date\n"
+    assert notebook.executed.stat().st_mtime_ns == before
+    assert build.book_key(project) == whole
+
+    notebook.executed.write_text(notebook.executed.read_text().replace("42", "43"))
+    assert not notebook.is_current()
+
+
+def test_a_failing_notebook_leaves_the_previous_book_untouched(project, capsys):
+    store(project, "import warnings\nraise ValueError('beta must be > 0')")
+    assert build.main(["--root", str(project)]) == 1
+    message = capsys.readouterr().err
+    assert "tiny" in message
+    assert "ValueError: beta must be > 0" in message
+    assert len(message.splitlines()) <= 5
+    assert [path.name for path in (project / "_build").rglob("*")] == ["html", "index.html"]
+    assert (project / "_build" / "html" / "index.html").read_text() == "the previous book"
+    assert list((project / "book" / "executed").iterdir()) == []
+
+
+def test_a_cell_that_takes_too_long_fails(project, monkeypatch):
+    monkeypatch.setattr(build, "CELL_TIMEOUT", 1)
+    notebook = store(project, "import time\ntime.sleep(60)")
+    notebook.executed.parent.mkdir()
+    with pytest.raises(build.BuildError, match="tiny failed"):
+        build.execute(notebook)
+    assert not notebook.executed.exists()
+
+
+def change_library(project):
+    (project / "nbvae" / "__init__.py").write_text("answer = 41\n")
+
+
+def add_module(project):
+    (project / "nbvae" / "new.py").write_text("")
+
+
+def change_notebook(project):
+    store(project, "print(rate)")
+
+
+def change_pins(project):
+    (project / "constraints.txt").write_text("nbformat==6\n")
+
+
+@pytest.mark.parametrize("change", [change_library, add_module, change_notebook, change_pins])
+def test_what_decides_the_results_changes_the_key(project, change):
+    notebook = build.Notebook(project, "tiny")
+    before = notebook.key()
+    assert build.Notebook(project, "tiny").key() == before
+    change(project)
+    assert notebook.key() != before
+
+
+def test_a_changed_data_file_changes_the_key(project):
+    data = project / "mine.npz"
+    data.write_bytes(b"1")
+    notebook = build.Notebook(project, "tiny")
+    source = nbformat.read(notebook.source, as_version=4)
+    source.cells[0].source = 'dataset: str = "mine.npz"'
+    nbformat.write(source, notebook.source)
+    before = notebook.key()
+    data.write_bytes(b"2")
+    assert notebook.key() != before
+
+
+def test_prose_changes_the_pages_but_runs_nothing(project):
+    notebook = build.Notebook(project, "tiny")
+    key, whole = notebook.key(), build.book_key(project)
+    (project / "book" / "index.md").write_text("# Changed\n")
+    assert notebook.key() == key
+    assert build.book_key(project) != whole
+
+
+def test_errors_and_stray_messages_in_outputs_are_found():
+    outputs = [
+        nbformat.v4.new_output("stream", name="stdout", text="fine"),
+        nbformat.v4.new_output("stream", name="stderr", text="UserWarning: careful"),
+        nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[]),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("a = 1\nb = 2", outputs=outputs)])
+    assert build.output_problems(notebook) == [
+        "cell `a = 1` writes to stderr: UserWarning: careful",
+        "cell `a = 1` ends in ValueError: no",
+    ]
+
+
+def test_a_listed_notebook_must_exist(project):
+    build.Notebook(project, "tiny").source.unlink()
+    with pytest.raises(build.BuildError, match="book/executed/tiny"):
+        build.listed_notebooks(project)
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "accepted"),
+    [(0, "<html>new</html>", True), (0, '<html><img src="https://example.com/x.png" alt="x"></html>', False),
+     (1, "<html>new</html>", False)],
+)  # fmt: skip
+def test_only_checked_pages_replace_the_previous_book(project, monkeypatch, status, page, accepted):
+    def fake(command, **options):
+        for name in ("book/index.html", "book/executed/tiny.html"):
+            file = project / "_build" / "fresh" / "_build" / "html" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(page)
+        return subprocess.CompletedProcess(command, status, stdout="WARNING: something", stderr="")
+
+    monkeypatch.setattr(build.subprocess, "run", fake)
+    previous = project / "_build" / "html" / "index.html"
+    if accepted:
+        build.render(project, verbose=False)
+        assert not previous.exists()
+        assert (project / "_build" / "html" / "book" / "index.html").read_text() == page
+        monkeypatch.setattr(build.subprocess, "run", None)  # a second call must not get that far
+        build.render(project, verbose=False)
+    else:
+        with pytest.raises(build.BuildError, match="previous book is untouched"):
+            build.render(project, verbose=False)
+        assert previous.read_text() == "the previous book"
+
+
+def test_the_configuration_names_only_options_that_exist():
+    """Jupyter Book passes over a misspelt key in silence."""
+    defaults = pytest.importorskip("jupyter_book.config").PATH_YAML_DEFAULT
+    known = build.yaml.safe_load(defaults.read_text(encoding="utf-8"))
+    given = build.yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    assert set(given) <= {*known, "bibtex_bibfiles"}
+    for section in ("execute", "parse", "sphinx"):
+        assert set(given.get(section, {})) <= set(known[section])
+
+
+def test_constraints_pin_every_package_exactly():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", pin) for pin in pins)
+    assert "torch==2.13.0" in pins
