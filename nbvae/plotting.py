@@ -141,6 +141,6 @@ def image_grid(
     ax.imshow(np.clip(sheet, low, high), cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     ax.set_xticks((np.arange(n_columns) + 0.5) * (width + 1) - 1, columns or [""] * n_columns)
     ax.set_yticks((np.arange(n_rows) + 0.5) * (height + 1) - 1, rows or [""] * n_rows)
-    ax.tick_params(length=0, labelsize=8)
+    ax.tick_params(length=0, labelsize=9)
     ax.spines[:].set_visible(False)
     return ax

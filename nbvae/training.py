@@ -1,24 +1,21 @@
 """Training: one frozen config, `fit` for one model, `sweep` for many at once, and runs on disk."""
 
-import copy
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, distributions, nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import nbvae
-from nbvae import checks, data, models, objectives
-from nbvae import nn as networks
+from nbvae import checks, data, models, objectives, stacking
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -150,7 +147,7 @@ def fit(
     _accept(model, dataset)
     start = time.perf_counter()
     with seeded(config.seed, place):
-        [(history, problem)] = _loop(model.to(place), objective, dataset, config, _Streams([None], place))
+        [(history, problem)] = _loop(model.to(place), objective, dataset, config, stacking.Streams([None], place))
     run = Run(model, objective, config, history, time.perf_counter() - start)
     if problem:
         raise Diverged(problem, [run])
@@ -192,11 +189,11 @@ def sweep(
     for first in range(0, len(grid), per_group):
         group, trained = grid[first : first + per_group], made[first : first + per_group]
         start = time.perf_counter()
-        streams = _Streams([seed for *_, seed in group], place)
-        stacked = networks.stack(trained)
-        objective_of_all = _stack_objectives([each for each, *_ in group], next(stacked.parameters()))
-        results = _loop(_Together(stacked, streams), objective_of_all, dataset, config, streams)
-        networks.unstack(stacked, trained)
+        streams = stacking.Streams([seed for *_, seed in group], place)
+        stacked = stacking.stack(trained)
+        objective_of_all = stacking.stack_numbers([each for each, *_ in group], next(stacked.parameters()))
+        results = _loop(stacking.Together(stacked, streams), objective_of_all, dataset, config, streams)
+        stacking.unstack(stacked, trained)
         share = (time.perf_counter() - start) / len(group)
         for model, (each, option, seed), (history, problem) in zip(trained, group, results, strict=True):
             runs.append(Run(model, each, replace(config, seed=seed), history, share))
@@ -220,7 +217,7 @@ def _loop(
     objective: Callable[..., objectives.Loss],
     dataset: data.Dataset,
     config: TrainConfig,
-    streams: "_Streams",
+    streams: stacking.Streams,
 ) -> list[tuple[dict[str, list[float]], str | None]]:
     """Train; return the history and, for a model that diverged, the reason: for each model of a stack, or for the one."""
     train = dataset.train.to(streams.place)
@@ -319,89 +316,6 @@ def _schedule(optimiser: torch.optim.Optimizer, config: TrainConfig, steps: int)
     if config.schedule == "one_cycle":
         return torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=config.lr, total_steps=steps)
     return None
-
-
-class _Streams:
-    """The random streams of the models that are trained together, one for each distinct seed.
-
-    Each stream yields what torch's global stream yields to a separate `fit` with that seed, in the same order. The seed None
-    stands for the global stream itself.
-    """
-
-    def __init__(self, seeds: Sequence[int | None], place: torch.device):
-        self.place = place
-        distinct = list(dict.fromkeys(seeds))
-        self.generators = [None if seed is None else torch.Generator(place).manual_seed(seed) for seed in distinct]
-        self.of_model = torch.tensor([distinct.index(seed) for seed in seeds], device=place)
-
-    def permutations(self, n: int) -> list[Tensor]:
-        return [torch.randperm(n, generator=generator, device=self.place) for generator in self.generators]
-
-    def batch(self, dataset: data.Dataset, x: Tensor, orders: list[Tensor]) -> Tensor:
-        """The examples of one step: (batch, *shape) where all models share a seed, else (models, batch, *shape)."""
-        return self._spread(
-            [dataset.draw(x[order], generator) for order, generator in zip(orders, self.generators, strict=True)]
-        )
-
-    def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Standard normal noise: `shape` where all models share a seed, else (models, *shape)."""
-        return self._spread(
-            [
-                torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
-                for generator in self.generators
-            ]
-        )
-
-    def _spread(self, draws: list[Tensor]) -> Tensor:
-        return draws[0] if len(draws) == 1 else torch.stack(draws)[self.of_model]
-
-
-class _Together(nn.Module):
-    """A stack of models whose posteriors draw their noise from each model's own stream."""
-
-    def __init__(self, stacked: nn.Module, streams: _Streams):
-        super().__init__()
-        self.stacked: Any = stacked
-        self.streams = streams
-
-    def posterior(self, x: Tensor) -> distributions.Independent:
-        base = self.stacked.posterior(x).base_dist
-        return distributions.Independent(_Streamed(base.loc, base.scale, self.streams), 1, validate_args=False)
-
-    def likelihood(self, z: Tensor) -> distributions.Distribution:
-        return self.stacked.likelihood(z)
-
-    def prior(self) -> distributions.Distribution:
-        return self.stacked.prior()
-
-
-class _Streamed(distributions.Normal):
-    """Normal with location (models, batch, k) and one noise stream per model."""
-
-    def __init__(self, loc: Tensor, scale: Tensor, streams: _Streams):
-        super().__init__(loc, scale, validate_args=False)
-        self.streams = streams
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        if len(sample_shape):
-            raise ValueError("models trained together draw one z per example")
-        return self.loc + self.streams.normal(self.loc.shape[1:], self.loc) * self.scale
-
-
-def _stack_objectives(each: Sequence[Callable[..., objectives.Loss]], like: Tensor) -> Callable[..., objectives.Loss]:
-    """One objective for a stack of models: every number that differs between them becomes a tensor (models,)."""
-    first = each[0]
-    if all(one == first for one in each):
-        return first
-    if not is_dataclass(first) or any(type(one) is not type(first) for one in each):
-        raise ValueError("models can only be trained together on one kind of objective, a dataclass of numbers")
-    stacked: Any = copy.copy(first)
-    for field in fields(first):
-        values = [getattr(one, field.name) for one in each]
-        if any(value != values[0] for value in values):
-            # Past the frozen dataclass and its checks, which each objective has passed on its own.
-            object.__setattr__(stacked, field.name, torch.tensor(values, dtype=like.dtype, device=like.device))
-    return stacked
 
 
 def _accept(model: nn.Module, dataset: data.Dataset) -> None:

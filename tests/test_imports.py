@@ -12,6 +12,7 @@ ROWS = [
     "nn",
     "likelihoods",
     "data",
+    "stacking",
     "analytic",
     "curves",
     "models",

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from nbvae import nn as networks
+from nbvae import stacking
+
+
+@pytest.mark.parametrize("network", networks.NETWORKS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_stack_computes_what_its_members_compute(network, shared):
+    members = [networks.encoder(network, 6, 3, (5, 4)).double() for _ in range(3)]
+    for member in members:  # distinct own parameters, which are zero at first
+        for parameter in member.parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+    x = torch.randn(7, 6, dtype=torch.float64) if shared else torch.randn(3, 7, 6, dtype=torch.float64)
+    mean, log_variance = stacking.stack(members)(x)
+    for index, member in enumerate(members):
+        one_mean, one_log_variance = member(x if shared else x[index])
+        torch.testing.assert_close(mean[index], one_mean)
+        torch.testing.assert_close(log_variance[index].expand_as(one_mean), one_log_variance)
+
+
+def test_unstack_writes_back_every_value():
+    members = [networks.encoder("linear", 6, 3, ()) for _ in range(3)]
+    stacked = stacking.stack(members)
+    with torch.no_grad():
+        for parameter in stacked.parameters():
+            parameter.mul_(2).add_(1)
+    before = [[parameter.detach().clone() for parameter in member.parameters()] for member in members]
+    stacking.unstack(stacked, members)
+    for member, old in zip(members, before, strict=True):
+        for parameter, value in zip(member.parameters(), old, strict=True):
+            assert torch.equal(parameter, 2 * value + 1)
+
+
+def test_what_cannot_be_stacked_is_refused():
+    with pytest.raises(ValueError, match="one architecture"):
+        stacking.stack([networks.encoder("mlp", 6, 3, (5,)), networks.encoder("mlp", 6, 3, (4,))])
+    with pytest.raises(ValueError, match="BatchNorm1d"):
+        stacking.stack([torch.nn.Sequential(torch.nn.BatchNorm1d(3)) for _ in range(2)])
+    with pytest.raises(ValueError, match="bias"):
+        stacking.stack([torch.nn.Linear(3, 2, bias=False) for _ in range(2)])
