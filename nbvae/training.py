@@ -2,11 +2,14 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -20,7 +23,7 @@ from nbvae import checks, data, models, objectives, stacking
 SCHEDULES = ("constant", "cosine", "one_cycle")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
-# Values that one group of a sweep may hold on a CPU. Beyond this the optimiser's state no longer fits the cache, and a larger
+# Weights that one group of a sweep may hold on a CPU. Beyond this the optimiser's state no longer fits the cache, and a larger
 # stack is slower per model than two smaller ones (benchmarks/speed.py).
 _GROUP = 8_000_000
 
@@ -182,26 +185,62 @@ def sweep(
             made.append(make(**option).to(place))
     _accept(made[0], dataset)
 
-    runs: list[Run] = []
-    problems: list[str] = []
-    size = sum(parameter.numel() for parameter in made[0].parameters())
-    per_group = max(1, _GROUP // size) if place.type == "cpu" else len(grid)
-    for first in range(0, len(grid), per_group):
-        group, trained = grid[first : first + per_group], made[first : first + per_group]
+    stop = threading.Event()
+
+    def train(group: range) -> list[tuple[Run, str | None]]:
         start = time.perf_counter()
-        streams = stacking.Streams([seed for *_, seed in group], place)
-        stacked = stacking.stack(trained)
-        objective_of_all = stacking.stack_numbers([each for each, *_ in group], next(stacked.parameters()))
-        results = _loop(stacking.Together(stacked, streams), objective_of_all, dataset, config, streams)
-        stacking.unstack(stacked, trained)
+        members = [made[index] for index in group]
+        streams = stacking.Streams([grid[index][2] for index in group], place)
+        stacked = stacking.stack(members)
+        loss = stacking.stack_numbers([grid[index][0] for index in group], next(stacked.parameters()))
+        results = _loop(stacking.Together(stacked, streams), loss, dataset, config, streams, stop)
+        stacking.unstack(stacked, members)
         share = (time.perf_counter() - start) / len(group)
-        for model, (each, option, seed), (history, problem) in zip(trained, group, results, strict=True):
-            runs.append(Run(model, each, replace(config, seed=seed), history, share))
-            if problem:
-                problems.append(f"{each} {option or ''} seed {seed}: {problem}")
+        return [
+            (Run(made[index], grid[index][0], replace(config, seed=grid[index][2]), history, share), problem)
+            for index, (history, problem) in zip(group, results, strict=True)
+        ]
+
+    size = sum(parameter.numel() for parameter in made[0].parameters())
+    groups = _groups(len(grid), size, torch.get_num_threads()) if place.type == "cpu" else [range(len(grid))]
+    trained = [result for results in _in_threads(train, groups, stop) for result in results]
+    runs = [run for run, _ in trained]
+    problems = [
+        f"{run.objective} {option or ''} seed {seed}: {problem}"
+        for (run, problem), (_, option, seed) in zip(trained, grid, strict=True)
+        if problem
+    ]
     if problems:
         raise Diverged("; ".join(problems), runs)
     return runs
+
+
+def _groups(count: int, size: int, threads: int) -> list[range]:
+    """Models 0 to `count`, of `size` weights each, in equal groups: as many as the cache asks for and the threads fill."""
+    number = -(-count * size // _GROUP)
+    if number > 1:
+        number = min(count, -(-number // threads) * threads)
+    return [range(i * count // number, (i + 1) * count // number) for i in range(number)]
+
+
+def _in_threads(work: Callable[[range], Any], groups: list[range], stop: threading.Event) -> list[Any]:
+    """`work` on each group; on several at once, one core for each, where there are several.
+
+    Two groups side by side beat one after the other on all cores: matrix products of one fill the time in which the
+    optimiser of the other waits for memory. Interrupted, `stop` is set and the threads end at their next step.
+    """
+    threads = torch.get_num_threads()
+    if len(groups) == 1 or threads == 1:
+        return [work(group) for group in groups]
+    pool = ThreadPoolExecutor(min(threads, len(groups)), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        return list(pool.map(work, groups))
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _by_beta(name: str) -> Callable[[float], Callable[..., objectives.Loss]]:
@@ -218,6 +257,7 @@ def _loop(
     dataset: data.Dataset,
     config: TrainConfig,
     streams: stacking.Streams,
+    stop: threading.Event | None = None,
 ) -> list[tuple[dict[str, list[float]], str | None]]:
     """Train; return the history and, for a model that diverged, the reason: for each model of a stack, or for the one."""
     train = dataset.train.to(streams.place)
@@ -230,6 +270,8 @@ def _loop(
         orders = streams.permutations(len(train))
         losses = []
         for step, start in enumerate(batches, epoch * len(batches)):
+            if stop is not None and stop.is_set():
+                raise InterruptedError("the sweep was interrupted")
             x = streams.batch(dataset, train, [order[start : start + config.batch_size] for order in orders])
             total, terms = objective(model, x, step=step)
             optimiser.zero_grad()

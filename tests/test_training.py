@@ -58,11 +58,49 @@ def test_sweep_over_sigma_equals_separate_fits():
         assert_same(run, separate(lambda s=sigma: make(likelihood="gaussian", sigma=s), grey, run))
 
 
-def test_sweep_in_several_groups_is_the_same_sweep(digits, monkeypatch):
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("per_group", [1, 2, 4])
+def test_sweep_in_several_groups_is_the_same_sweep(digits, monkeypatch, per_group):
     whole = training.sweep(make, digits, [0.5, 1, 2], seeds=(0, 1), config=CONFIG)
-    monkeypatch.setattr(training, "_GROUP", 2 * sum(p.numel() for p in make().parameters()))
+    monkeypatch.setattr(training, "_GROUP", per_group * sum(p.numel() for p in make().parameters()))
     for run, other in zip(training.sweep(make, digits, [0.5, 1, 2], seeds=(0, 1), config=CONFIG), whole, strict=True):
         assert_same(run, other)
+        assert run.config == other.config
+        assert run.objective == other.objective
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "threads"), [(1, 10, 2), (16, 829_232, 2), (36, 829_232, 2), (3, 10**8, 2), (7, 10**7, 4)]
+)
+def test_groups_hold_every_model_once_and_fill_the_threads(count, size, threads):
+    groups = training._groups(count, size, threads)
+    assert [index for group in groups for index in group] == list(range(count))
+    assert all(len(group) * size <= training._GROUP or len(group) == 1 for group in groups)
+    assert len(groups) in (1, count) or len(groups) % threads == 0
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_in_one_group_ends_the_others(digits, monkeypatch):
+    """Two groups of which the first fails at once: the second, of a million epochs, must end too."""
+    monkeypatch.setattr(training, "_GROUP", 1)
+
+    class Fails(objectives.BetaVAE):
+        def __call__(self, model, x, step=0, reference=None):
+            if self.beta == 1.0:
+                raise RuntimeError("on purpose")
+            return super().__call__(model, x)
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        training.sweep(make, digits, [1.0, 2.0], objective=Fails, config=replace(CONFIG, epochs=10**6))
 
 
 def test_dynamic_binarisation_draws_anew_and_equally_in_fit_and_sweep():
