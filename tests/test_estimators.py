@@ -83,6 +83,9 @@ def test_rd_curve_averages_seeds_and_says_how_they_spread():
     rates = torch.tensor([estimators.evaluate(run.model, digits.test, 2.0).rate for run in runs if run.objective.beta == 2.0])
     assert curve[2.0].rate == pytest.approx(rates.mean().item())
     assert curve[2.0].rate_stderr == pytest.approx((rates.std() / 3**0.5).item())
+    mixed = estimators.rd_curve([*runs[::2], *runs[1::2]], digits.test)  # in whatever order they come
+    assert mixed.rates == pytest.approx(curve.rates)
+    assert mixed.rate_stderrs == pytest.approx(curve.rate_stderrs)
     single = estimators.rd_curve(runs[:1], digits.test)[2.0]
     assert single == estimators.evaluate(runs[0].model, digits.test, 2.0)
 
