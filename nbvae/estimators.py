@@ -8,35 +8,36 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nbvae import checks, curves, objectives
+from nbvae.stacking import seeded
 
 # Values of x̂ that are held at once, whatever the size of the data: 64 MiB in float32.
 _CHUNK = 1 << 24
+_DRAWS = 10_000
 
 
 @torch.no_grad()
 def evaluate(
-    model: objectives.Model, x: Float[Tensor, "..."], beta: float = 1.0, n_samples: int = 10, seed: int = 0
+    model: objectives.Model, x: Float[Tensor, "..."], beta: float = 1.0, n_samples: int | None = None, seed: int = 0
 ) -> curves.RDPoint:
     """Rate, distortion and MSE of `model` on x (batch, *shape), averaged over the examples, as a point of the RD plane.
 
     Distortion and MSE are expectations over z ~ q(z|x), estimated with `n_samples` draws for each example, never at the
-    posterior's mean; MSE is ‖x − E[x|z]‖² summed over dimensions. The standard errors are those of the mean over the
-    examples: the draws' noise is part of them. `beta` only labels the point and weighs its loss D + βR. The draws come
-    from `seed` and leave torch's stream as it was.
+    posterior's mean. By default there are at least 10⁴ draws in all. MSE is ‖x − E[x|z]‖² summed over dimensions. The
+    standard errors are those of the mean over the examples: the draws' noise is part of them. `beta` only labels the point
+    and weighs its loss D + βR. The draws come from `seed` and leave torch's stream as it was.
     """
-    checks.whole("n_samples", n_samples)
     beta = checks.positive("beta", beta)
     like = model.prior().mean
     if len(x) < 2:
         raise ValueError(f"a standard error needs at least two examples, got {len(x)}")
+    n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
     columns = []
-    with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, like.device):
         for part in x.split(max(1, _CHUNK // x[0].numel())):
             part = part.to(like)
-            distortion = mse = rate = torch.zeros(len(part), dtype=like.dtype, device=like.device)
-            posterior, prior = model.posterior(part), model.prior()
-            rate = torch.distributions.kl_divergence(posterior, prior)
+            posterior = model.posterior(part)
+            rate = torch.distributions.kl_divergence(posterior, model.prior())
+            distortion = mse = torch.zeros_like(rate)
             for _ in range(n_samples):
                 likelihood = model.likelihood(posterior.sample())
                 distortion = distortion - likelihood.log_prob(part)
@@ -52,7 +53,7 @@ def evaluate(
     return curves.RDPoint(beta=beta, **values, **errors)
 
 
-def rd_curve(runs: Sequence, x: Float[Tensor, "..."], n_samples: int = 10, seed: int = 0) -> curves.RDCurve:
+def rd_curve(runs: Sequence, x: Float[Tensor, "..."], n_samples: int | None = None, seed: int = 0) -> curves.RDCurve:
     """The rate–distortion curve of trained `runs` (each with `.model` and `.objective.beta`) on x, one point for each β.
 
     Where several runs share a β (seeds), the point is their mean and its standard errors are those of that mean over the

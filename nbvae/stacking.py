@@ -6,6 +6,7 @@ alone, then computes all of them in batched matrix products.
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -194,3 +195,13 @@ class StreamedNormal(distributions.Normal):
         if len(sample_shape):
             raise ValueError("models trained together draw one z per example")
         return self.loc + self.streams.normal(self.loc.shape[1:], self.loc) * self.scale
+
+
+@contextmanager
+def seeded(seed: int, place: torch.device | str = "cpu") -> Iterator[None]:
+    """Torch's global stream seeded with `seed` inside, and as it was afterwards."""
+    place = torch.device(place)
+    devices = [place] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

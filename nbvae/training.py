@@ -4,9 +4,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 
 import nbvae
 from nbvae import checks, data, models, objectives, stacking
+from nbvae.stacking import seeded
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -366,16 +366,6 @@ def _accept(model: nn.Module, dataset: data.Dataset) -> None:
     if callable(check):
         with torch.random.fork_rng(devices=[]):
             check(dataset.draw(dataset.train))
-
-
-@contextmanager
-def seeded(seed: int, place: torch.device | str = "cpu") -> Iterator[None]:
-    """Torch's global stream seeded with `seed` inside, and as it was afterwards."""
-    place = torch.device(place)
-    devices = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 def watched() -> bool:

@@ -34,7 +34,7 @@ def test_evaluate_agrees_with_the_closed_form(linear):
     assert estimators.evaluate(model, x, n_samples=1).rate == pytest.approx(closed_form(model, x)[0], abs=1e-9)
     for row in x[:5]:  # one example many times: what is left in the standard error is the noise of z
         same = row.expand(20000, 5)
-        point = estimators.evaluate(model, same)
+        point = estimators.evaluate(model, same, n_samples=10)
         mse = closed_form(model, same)[1]
         assert abs(point.mse - mse) < 4 * point.mse_stderr < 0.05 * mse
         at_mean = (row - model.likelihood(model.posterior(row[None]).mean).mean).square().sum().item()
@@ -62,6 +62,12 @@ def test_chunks_change_nothing(linear, monkeypatch):
     parts = estimators.evaluate(model, x[:100], n_samples=400)
     assert parts.rate == pytest.approx(whole.rate, rel=1e-12)
     assert parts.mse == pytest.approx(whole.mse, abs=4 * math.hypot(whole.mse_stderr, parts.mse_stderr) / 20)
+
+
+def test_ten_thousand_draws_by_default(linear):
+    model, x = linear
+    assert estimators.evaluate(model, x[:300]) == estimators.evaluate(model, x[:300], n_samples=34)
+    assert estimators.evaluate(model, x) == estimators.evaluate(model, x, n_samples=1)
 
 
 def test_evaluation_leaves_the_stream_and_the_model(linear):
