@@ -136,7 +136,7 @@ def image_grid(
     n_rows, n_columns, height, width = array.shape[:4]
     padded = np.pad(array, [(0, 0), (0, 0), (0, 1), (0, 1)] + [(0, 0)] * (array.ndim - 4), constant_values=np.nan)
     sheet = np.concatenate(list(np.concatenate(list(padded.swapaxes(0, 1)), axis=2)), axis=0)
-    ax = ax or plt.subplots(figsize=(min(9.0, 0.62 * n_columns + 1.2), 0.62 * n_rows * height / width + 0.5))[1]
+    ax = ax or plt.subplots(figsize=(min(9.0, 0.62 * n_columns + 2.5), 0.62 * n_rows * height / width + 0.8))[1]
     low, high = limits or (float(np.nanmin(sheet)), float(np.nanmax(sheet)))
     ax.imshow(np.clip(sheet, low, high), cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     ax.set_xticks((np.arange(n_columns) + 0.5) * (width + 1) - 1, columns or [""] * n_columns)
