@@ -21,7 +21,7 @@ test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
 
 lab: $(READY)  ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@$(BIN)/jupyter lab
 
 check: $(READY_DEV)  ## lint, formatting, types, notebook hygiene
 	@$(BIN)/ruff check .
