@@ -54,7 +54,7 @@ def evaluate(
 
 
 def rd_curve(runs: Sequence, x: Float[Tensor, "..."], n_samples: int | None = None, seed: int = 0) -> curves.RDCurve:
-    """The rate–distortion curve of trained `runs` (each with `.model` and `.objective.beta`) on x, one point for each β.
+    """The rate–distortion curve of one trained run or several `runs` (each with `.model` and `.objective.beta`) on x, one point for each β.
 
     Where several runs share a β (seeds), the point is their mean and its standard errors are those of that mean over the
     runs: the spread of training, on the same examples. A single run has the standard errors of `evaluate`, over examples.
@@ -62,7 +62,7 @@ def rd_curve(runs: Sequence, x: Float[Tensor, "..."], n_samples: int | None = No
     Raises `ValueError` for no runs, or for runs of one β whose models differ in their settings (σ, say): split them first.
     """
     points = []
-    runs = list(runs)
+    runs = [runs] if hasattr(runs, "model") else list(runs)
     if not runs:
         raise ValueError("rd_curve needs at least one run")
     order = sorted(runs, key=lambda run: run.objective.beta)

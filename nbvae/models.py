@@ -53,7 +53,7 @@ class VAE(nn.Module):
             "latent_dim": self.latent_dim,
             "network": network,
             "likelihood": likelihood,
-            "sigma": sigma,
+            "sigma": None if sigma is None else checks.positive("sigma", sigma),
             "hidden": hidden,
         }
         self.encoder = networks.encoder(network, n, self.latent_dim, hidden)

@@ -47,11 +47,14 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        checks.whole("epochs", self.epochs)
-        checks.whole("batch_size", self.batch_size)
-        checks.positive("lr", self.lr)
+        for name, value in (
+            ("epochs", checks.whole("epochs", self.epochs)),
+            ("batch_size", checks.whole("batch_size", self.batch_size)),
+            ("lr", checks.positive("lr", self.lr)),
+            ("seed", checks.whole("seed", self.seed, minimum=0)),
+        ):
+            object.__setattr__(self, name, value)  # plain Python numbers, whatever came in: they are written to JSON
         checks.choice("schedule", self.schedule, SCHEDULES)
-        checks.whole("seed", self.seed, minimum=0)
         device(self.device)
 
 

@@ -92,7 +92,8 @@ def test_rd_curve_averages_seeds_and_says_how_they_spread():
     mixed = estimators.rd_curve([*runs[::2], *runs[1::2]], digits.test)  # in whatever order they come
     assert mixed.rates == pytest.approx(curve.rates)
     assert mixed.rate_stderrs == pytest.approx(curve.rate_stderrs)
-    single = estimators.rd_curve(runs[:1], digits.test)[2.0]
+    single = estimators.rd_curve(runs[0], digits.test)[2.0]
+    assert list(estimators.rd_curve(runs[:1], digits.test)) == [single]
     assert single == estimators.evaluate(runs[0].model, digits.test, 2.0)
 
 

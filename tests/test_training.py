@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -236,6 +237,13 @@ def test_save_and_load(digits, tmp_path):
     assert torch.equal(loaded.model.posterior(x).mean, run.model.posterior(x).mean)
     z = run.model.prior().sample((3,))
     assert torch.equal(loaded.model.likelihood(z).base_dist.scale, run.model.likelihood(z).base_dist.scale)
+
+
+def test_numpy_numbers_are_numbers(digits, tmp_path):
+    config = training.TrainConfig(epochs=np.int64(1), batch_size=np.int32(600), lr=np.float32(1e-3), seed=np.int64(2))
+    run = training.fit(make(likelihood="gaussian", sigma=np.float32(0.5)), digits, objectives.BetaVAE(np.float64(2)), config)
+    loaded = training.load(run.save(tmp_path))
+    assert (loaded.config, loaded.objective, loaded.model.config) == (config, run.objective, run.model.config)
 
 
 def test_a_damaged_run_is_refused_in_one_line(digits, tmp_path):
