@@ -1,7 +1,7 @@
 """Measurement: what a trained model is worth on data that it is shown, without gradients, with standard errors. Nats."""
 
 import itertools
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -53,8 +53,10 @@ def evaluate(
     return curves.RDPoint(beta=beta, **values, **errors)
 
 
-def rd_curve(runs: Sequence, x: Float[Tensor, "..."], n_samples: int | None = None, seed: int = 0) -> curves.RDCurve:
-    """The rate–distortion curve of one trained run or several `runs` (each with `.model` and `.objective.beta`) on x, one point for each β.
+def rd_curve(runs: Any, x: Float[Tensor, "..."], n_samples: int | None = None, seed: int = 0) -> curves.RDCurve:
+    """The rate–distortion curve of one trained run, or of several, on x (batch, *shape): one point for each β.
+
+    A run has `.model` and `.objective.beta`, as those of `fit` and `sweep` do.
 
     Where several runs share a β (seeds), the point is their mean and its standard errors are those of that mean over the
     runs: the spread of training, on the same examples. A single run has the standard errors of `evaluate`, over examples.
