@@ -188,6 +188,80 @@ def linear_elbo_terms(
     return float(rate), float(mse)
 
 
+@dataclass(frozen=True, eq=False)
+class GaussianTerms:
+    """Exact terms of the rate where q(z) is Gaussian, nats. R = ② + ④ and ④ = Ⓐ + Ⓑ."""
+
+    rate: float  # R = E KL(q(z|x) ‖ p(z))
+    mutual_information: float  # ② = I(x; z)
+    marginal_kl: float  # ④ = KL(q(z) ‖ p(z))
+    total_correlation: float  # Ⓐ = KL(q(z) ‖ Π_d q(z_d))
+    dimension_kl: float  # Ⓑ = Σ_d KL(q(z_d) ‖ p(z_d))
+    dimension_kl_per_latent: Float[np.ndarray, " k"]
+
+
+def linear_four_terms(
+    cov: Array, encoder: Array, variance: Array, mean: Array | None = None, encoder_bias: Array | None = None
+) -> GaussianTerms:
+    """Exact terms of the rate for N(m, Σ) data under the encoder q(z|x) = N(Vx + a, diag v), optimal or not.
+
+    The aggregated posterior is N(c, S) with c = Vm + a and S = V Σ Vᵀ + diag v, so that
+
+        ② = ½ [log det S − Σ_i log v_i]        ④ = ½ [tr S + ‖c‖² − k − log det S]
+        Ⓐ = ½ [Σ_i log S_ii − log det S]       Ⓑ_i = ½ [S_ii + c_i² − 1 − log S_ii]
+
+    Arguments and errors are those of `linear_elbo_terms`.
+    """
+    sigma, epsilon = _real("cov", cov)
+    sigma = np.diag(sigma) if sigma.ndim == 1 else _symmetric("cov", sigma, epsilon)
+    n = len(sigma)
+    v = _positive("variance", variance)
+    k = v.size
+    v = _shaped("variance", v, (k,))
+    big_v = _shaped("encoder", encoder, (k, n))
+    centre = big_v @ _shaped("mean", mean, (n,)) + _shaped("encoder_bias", encoder_bias, (k,))
+    s = big_v @ sigma @ big_v.T + np.diag(v)
+    log_det = float(np.linalg.slogdet(s)[1])
+    diagonal = np.diag(s)
+    information = 0.5 * (log_det - np.log(v).sum())
+    per_latent = 0.5 * (diagonal + centre**2 - 1 - np.log(diagonal))
+    dependence = 0.5 * (np.log(diagonal).sum() - log_det)
+    marginal = 0.5 * (diagonal.sum() + centre @ centre - k - log_det)
+    return GaussianTerms(
+        float(information + marginal),
+        float(information),
+        float(marginal),
+        float(dependence),
+        float(per_latent.sum()),
+        per_latent,
+    )
+
+
+def linear_evidence(
+    x: Array, decoder: Array, sigma2: float, decoder_bias: Array | None = None
+) -> tuple[Float[np.ndarray, " batch"], Float[np.ndarray, "batch k"], Float[np.ndarray, "k k"]]:
+    """Exact log p(x) (batch,) of the decoder N(Wz + b, σ²I) under the prior N(0, I), and its true posterior p(z|x).
+
+    With M = WᵀW/σ² + I the posterior is N(M⁻¹Wᵀ(x − b)/σ², M⁻¹): its means (batch, k) and covariance (k, k) come second and
+    third. p(x) = N(b, WWᵀ + σ²I) (Tipping & Bishop 1999, eqs. 3 and 7). x is (batch, n).
+    """
+    rows = np.asarray(x, dtype=np.float64)
+    w = np.asarray(decoder, dtype=np.float64)
+    if rows.ndim != 2 or w.ndim != 2 or rows.shape[1] != len(w):
+        raise ValueError(f"x must be (batch, n) and decoder (n, k), got {rows.shape} and {w.shape}")
+    s2 = checks.positive("sigma2", sigma2)
+    n, k = w.shape
+    centred = rows - _shaped("decoder_bias", decoder_bias, (n,))
+    precision = w.T @ w / s2 + np.eye(k)
+    covariance = np.linalg.inv(precision)
+    projected = centred @ w / s2
+    means = projected @ covariance
+    # Woodbury and the determinant lemma: nothing of size n × n is inverted.
+    quadratic = (centred**2).sum(1) / s2 - (projected * means).sum(1)
+    log_det = n * math.log(s2) + float(np.linalg.slogdet(precision)[1])
+    return -0.5 * (n * math.log(2 * math.pi) + log_det + quadratic), means, covariance
+
+
 def gaussian_rd(eigenvalues: Array, water_level: Numbers) -> tuple[Numbers, Numbers]:
     """A point (rate, mse) of Shannon's R(D) for a Gaussian source: reverse water-filling at a number or array s > 0.
 

@@ -12,6 +12,19 @@ def positive(name: str, value: object) -> float:
     return float(value)
 
 
+def between(name: str, value: object, least: float, most: float) -> float:
+    """Return `value` as a float if it is a finite number in [least, most]; infinite limits do not limit."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not least <= float(value) <= most:
+        limits = [f">= {least:g}"] * (least > -math.inf) + [f"<= {most:g}"] * (most < math.inf)
+        raise ValueError(f"{name} must be a finite number {' and '.join(limits)}, got {value!r}")
+    return float(value)
+
+
+def not_negative(name: str, value: object) -> float:
+    """Return `value` as a float if it is a finite number, zero or above."""
+    return between(name, value, 0, math.inf)
+
+
 def whole(name: str, value: object, minimum: int = 1) -> int:
     """Return `value` as an int if it is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:

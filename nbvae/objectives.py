@@ -2,15 +2,22 @@
 
 Minimised form: D + a·② + t·Ⓐ + m·Ⓑ, with D the distortion, ② = I(x; z), Ⓐ the total correlation of the aggregated
 posterior and Ⓑ the sum of its dimension-wise KL divergences to the prior; the rate is R = ② + Ⓐ + Ⓑ. All in nats.
+
+Every row is called as `objective(model, x, step=0, reference=None)`. `reference` is the training set (N, *shape): minibatch
+estimators need its size, the estimator "exact" all of its codes; without it the batch x is taken for the whole data set.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
-from torch import Tensor, distributions
+from torch import Tensor, distributions, nn
 
-from nbvae import checks
+from nbvae import aggregate, checks, stacking
+from nbvae import nn as networks
 
 
 @runtime_checkable
@@ -35,7 +42,7 @@ class Terms(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """The scalar to minimise, averaged over the batch, and the terms that it was made of."""
+    """The scalar to minimise, averaged over the batch, and the terms of the ELBO at the same draw of z."""
 
     total: Float[Tensor, "*models"]
     terms: Terms
@@ -46,11 +53,46 @@ def elbo_terms(model: Model, x: Float[Tensor, "..."]) -> Terms:
 
     x is (batch, *shape); it is moved to the model's device and precision.
     """
+    return _draw(model, x).terms
+
+
+class _Draw(NamedTuple):
+    posterior: distributions.Distribution
+    z: Float[Tensor, "*models batch k"]
+    terms: Terms
+
+
+def _draw(model: Model, x: Tensor) -> _Draw:
     prior = model.prior()
     x = x.to(prior.mean)
     posterior = model.posterior(x)
-    distortion = -model.likelihood(posterior.rsample()).log_prob(x)
-    return Terms(distortion, distributions.kl_divergence(posterior, prior))
+    z = posterior.rsample()
+    distortion = -model.likelihood(z).log_prob(x)
+    return _Draw(posterior, z, Terms(distortion, distributions.kl_divergence(posterior, prior)))
+
+
+def _codes(model: Model, draw: _Draw, reference: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations (*models, N, k) of the posteriors of the reference, of the batch without one."""
+    if reference is None:
+        return aggregate.gaussian(draw.posterior)
+    aggregate.check_reference(reference)
+    return aggregate.gaussian(model.posterior(reference.to(draw.z)))
+
+
+def _log_q(
+    model: Model, draw: _Draw, reference: Tensor | None, estimator: str, groups: Sequence[Sequence[int]] = ()
+) -> aggregate.LogDensities:
+    """log q(z) of the batch's z: exact over the reference, or estimated from the batch. With gradients."""
+    batch = draw.z.shape[-2]
+    if reference is not None:
+        aggregate.check_reference(reference)
+    n = batch if reference is None else len(reference)
+    mean, std = _codes(model, draw, reference if estimator == "exact" else None)
+    if estimator == "exact":
+        weights = torch.full((n,), -math.log(n), dtype=draw.z.dtype, device=draw.z.device)
+    else:
+        weights = aggregate.log_weights(estimator, batch, n, draw.z)
+    return aggregate.mix(aggregate.pairwise(draw.z, mean, std), weights, groups)
 
 
 @dataclass(frozen=True)
@@ -71,7 +113,7 @@ class VAE:
 class BetaVAE:
     """D + βR (Higgins et al. 2017): minus the slope of the rate–distortion curve at the optimum is β.
 
-    `beta` > 0; `ValueError` otherwise. β = 1 is the VAE.
+    `beta` > 0; `ValueError` otherwise. The VAE: β = 1.
     """
 
     beta: float = 1.0
@@ -80,11 +122,347 @@ class BetaVAE:
     reference: ClassVar = "Higgins et al. (2017)"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", checks.positive("beta", self.beta))
+        _set(self, "beta", checks.positive("beta", self.beta))
 
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
         terms = elbo_terms(model, x)
         return Loss(terms.distortion.mean(-1) + self.beta * terms.rate.mean(-1), terms)
 
 
-TABLE = {"vae": VAE, "beta_vae": BetaVAE}
+@dataclass(frozen=True)
+class DIPVAEI:
+    """D + R + λ_od Σ_{i≠j} C_ij² + λ_d Σ_i (C_ii − 1)², C = Cov_x[μ(x)] (Kumar et al. 2018, eq. 6).
+
+    The penalty stands in for a larger weight on ④: it sees the second moments of the posterior means only. `off_diagonal` is
+    λ_od, `diagonal` λ_d, both >= 0. `estimator`: C of the "batch", as published, or "exact", of the reference.
+    The VAE: λ_od = λ_d = 0.
+    """
+
+    off_diagonal: float = 10.0
+    diagonal: float = 5.0
+    estimator: str = "batch"
+    weights: ClassVar = {"a": "1", "t": "1 + λ", "m": "1 + λ"}
+    formula: ClassVar = "D + R + λ_od Σ_{i≠j} C_ij² + λ_d Σ_i (C_ii − 1)², C = Cov[μ]"
+    reference: ClassVar = "Kumar et al. (2018)"
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "off_diagonal", "diagonal")
+        checks.choice("estimator", self.estimator, ("batch", "exact"))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        draw = _draw(model, x)
+        mean, std = _codes(model, draw, reference if self.estimator == "exact" else None)
+        covariance = self.covariance(mean, std)
+        diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+        outside = covariance.square().sum((-2, -1)) - diagonal.square().sum(-1)
+        penalty = self.off_diagonal * outside + self.diagonal * (diagonal - 1).square().sum(-1)
+        return Loss((draw.terms.distortion + draw.terms.rate).mean(-1) + penalty, draw.terms)
+
+    def covariance(self, mean: Float[Tensor, "*models n k"], std: Float[Tensor, "*models n k"]) -> Float[Tensor, "*models k k"]:
+        """C (k, k) over the n given posteriors, divided by n."""
+        centred = mean - mean.mean(-2, keepdim=True)
+        return centred.mT @ centred / mean.shape[-2]
+
+
+@dataclass(frozen=True)
+class DIPVAEII(DIPVAEI):
+    """As `DIPVAEI` with C = Cov_x[μ(x)] + E_x[diag σ²(x)], the covariance of q(z) (Kumar et al. 2018, eq. 7)."""
+
+    formula: ClassVar = "D + R + λ_od Σ_{i≠j} C_ij² + λ_d Σ_i (C_ii − 1)², C = Cov[μ] + E[diag σ²]"
+
+    def covariance(self, mean: Float[Tensor, "*models n k"], std: Float[Tensor, "*models n k"]) -> Float[Tensor, "*models k k"]:
+        """C (k, k) over the n given posteriors, divided by n."""
+        return super().covariance(mean, std) + torch.diag_embed(std.square().mean(-2))
+
+
+@dataclass(frozen=True)
+class InfoVAE:
+    """D + (1 − α)R + (α + λ − 1)·MMD(q(z), p(z)) (Zhao et al. 2019, eq. 6): the weights are 1 − α on ② and λ on ④.
+
+    `estimator`: "mmd" puts the squared maximum mean discrepancy in the place of ④, between the batch's z and as many draws
+    from the prior, with the kernel exp(−‖z − z'‖²/k²) and all pairs kept (biased, >= 0), as in the authors' code; "exact" has ④
+    itself. `alpha` <= 1 and `lam` >= 1 − `alpha`. At α = 1 nothing weighs ②. The VAE: α = 0, λ = 1.
+    """
+
+    alpha: float = 0.0
+    lam: float = 100.0
+    estimator: str = "mmd"
+    weights: ClassVar = {"a": "1 − α", "t": "λ", "m": "λ"}
+    formula: ClassVar = "D + (1 − α)R + (α + λ − 1) MMD(q(z), p(z))"
+    reference: ClassVar = "Zhao et al. (2019)"
+
+    def __post_init__(self) -> None:
+        _set(self, "alpha", checks.between("alpha", self.alpha, -math.inf, 1.0))
+        _set(self, "lam", checks.between("lam", self.lam, 1 - self.alpha, math.inf))
+        checks.choice("estimator", self.estimator, ("mmd", "exact"))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        draw = _draw(model, x)
+        prior = model.prior()
+        if self.estimator == "exact":
+            log_q = _log_q(model, draw, reference, "exact")
+            marginal = (log_q.joint - prior.log_prob(draw.z)).mean(-1)
+        else:
+            noise = stacking.streams(model).normal(draw.z.shape[-2:], draw.z)
+            marginal = mmd(draw.z, (prior.mean + prior.stddev * noise).expand_as(draw.z))
+        rest = draw.terms.distortion.mean(-1) + (1 - self.alpha) * draw.terms.rate.mean(-1)
+        return Loss(rest + (self.alpha + self.lam - 1) * marginal, draw.terms)
+
+
+def mmd(a: Float[Tensor, "*models n k"], b: Float[Tensor, "*models m k"]) -> Float[Tensor, "*models"]:
+    """Squared maximum mean discrepancy of two samples, kernel exp(−‖a − b‖²/k²), all pairs kept: biased upwards, >= 0."""
+    squares = [(u.unsqueeze(-2) - v.unsqueeze(-3)).square().sum(-1) for u, v in ((a, a), (b, b), (a, b))]
+    within_a, within_b, across = ((-square / a.shape[-1] ** 2).exp().mean((-2, -1)) for square in squares)
+    return within_a + within_b - 2 * across
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """D + γ·|E[R] − C(t)|: a target for the mean rate (Burgess et al. 2018, eq. 8; Alemi et al. 2018).
+
+    C rises linearly from 0 to `capacity` nats over `ramp_steps` steps, or is `capacity` from the start with 0 (Alemi's target
+    rate). The absolute value is of the batch's mean rate. `gamma`, `capacity` >= 0. The VAE: γ = 1, C = 0.
+    """
+
+    gamma: float = 10.0
+    capacity: float = 3.0
+    ramp_steps: int = 0
+    weights: ClassVar = {"a": "±γ", "t": "±γ", "m": "±γ"}
+    formula: ClassVar = "D + γ |R − C(t)|"
+    reference: ClassVar = "Burgess et al. (2018), Alemi et al. (2018)"
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "gamma", "capacity")
+        _set(self, "ramp_steps", checks.whole("ramp_steps", self.ramp_steps, minimum=0))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        terms = elbo_terms(model, x)
+        target = self.capacity * (min(1.0, step / self.ramp_steps) if self.ramp_steps else 1.0)
+        return Loss(terms.distortion.mean(-1) + self.gamma * (terms.rate.mean(-1) - target).abs(), terms)
+
+
+@dataclass(frozen=True)
+class AnchorVAE:
+    """D + R − λ·I(z_a; x) for the anchor latents a (Gao et al. 2019).
+
+    `anchors`: indices of latents. `lam` >= 0; from 1 on only log N bounds the term, so that nothing keeps the anchors' rate
+    finite but the estimate. I(z_a; x) is estimated from the batch with one of `aggregate.MINIBATCH`, or is "exact".
+    The VAE: λ = 0.
+    """
+
+    anchors: tuple[int, ...] = (0,)
+    lam: float = 0.5
+    estimator: str = "hfvae"
+    weights: ClassVar = {"a": "1, and −λ on ② of z_a", "t": "1", "m": "1"}
+    formula: ClassVar = "D + R − λ I(z_a; x)"
+    reference: ClassVar = "Gao et al. (2019)"
+
+    def __post_init__(self) -> None:
+        _set(self, "anchors", tuple(checks.whole("anchors", i, minimum=0) for i in checks.listed("anchors", self.anchors)))
+        _not_negative(self, "lam")
+        checks.choice("estimator", self.estimator, (*aggregate.MINIBATCH, "exact"))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        draw = _draw(model, x)
+        k = draw.z.shape[-1]
+        if max(self.anchors) >= k or len(set(self.anchors)) < len(self.anchors):
+            raise ValueError(f"anchors must be different latents of 0 to {k - 1}, got {self.anchors}")
+        chosen = list(self.anchors)
+        log_q = _log_q(model, draw, reference, self.estimator, [chosen]).groups[..., 0]
+        own = _per_latent(draw.posterior, draw.z)[..., chosen].sum(-1)
+        information = (own - log_q).mean(-1)
+        return Loss((draw.terms.distortion + draw.terms.rate).mean(-1) - self.lam * information, draw.terms)
+
+
+class _Weighted:
+    """D + a·② + t·Ⓐ + m·Ⓑ + w·(i), all at the same z; with all weights one it is D plus the sampled log q(z|x)/p(z)."""
+
+    estimator: str
+
+    def _loss(self, model: Model, x: Tensor, reference: Tensor | None, a: Any, t: Any, m: Any, w: Any, groups: Any) -> Loss:
+        draw = _draw(model, x)
+        parts = () if groups is None else aggregate.partition(groups, draw.z.shape[-1])
+        log_q = _log_q(model, draw, reference, self.estimator, parts)
+        singles = log_q.latents.sum(-1)
+        between = log_q.groups.sum(-1) if parts else singles
+        information = (draw.posterior.log_prob(draw.z) - log_q.joint).mean(-1)
+        correlation = (log_q.joint - between).mean(-1)
+        within = (between - singles).mean(-1)
+        dimensions = (singles - model.prior().log_prob(draw.z)).mean(-1)
+        total = draw.terms.distortion.mean(-1) + a * information + t * correlation + w * within + m * dimensions
+        return Loss(total, draw.terms)
+
+
+@dataclass(frozen=True)
+class InformationDropout(_Weighted):
+    """D + β② + γⒶ (Achille & Soatto 2018), as its Gaussian equivalent: no weight on Ⓑ, the marginal is free but factorised.
+
+    The published model multiplies activations by log-normal noise, log z = log f(x) + α(x)ε: a Gaussian encoder of log z. Its
+    penalty is the KL to a factorised marginal that is fitted; at the best one that is ② + Ⓐ. With the free marginal there is no
+    prior to sample from and R has no meaning as a cost: the row has no place on a rate axis.
+    `beta`, `gamma`, `dimension` (m, the weight of Ⓑ) >= 0. The VAE, with its KL sampled: β = γ = m = 1.
+    """
+
+    beta: float = 1.0
+    gamma: float = 1.0
+    dimension: float = 0.0
+    estimator: str = "hfvae"
+    weights: ClassVar = {"a": "β", "t": "γ", "m": "0"}
+    formula: ClassVar = "D + β② + γⒶ"
+    reference: ClassVar = "Achille & Soatto (2018)"
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "beta", "gamma", "dimension")
+        checks.choice("estimator", self.estimator, (*aggregate.MINIBATCH, "exact"))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        return self._loss(model, x, reference, self.beta, self.gamma, self.dimension, 0.0, None)
+
+
+@dataclass(frozen=True)
+class FactorVAE:
+    """D + R + γⒶ (Kim & Mnih 2018, eq. 2), Ⓐ by a discriminator trained beside the model.
+
+    The discriminator tells z ~ q(z) from z with each latent permuted over another batch; its logit is the log density ratio,
+    whose mean estimates Ⓐ. It is a network of its own optimiser: `companion(latent_dim)` makes one, `companion_loss` is what
+    it minimises, and the objective is called with `companion=`. `training.fit` does all three. Called without a companion, and
+    with `estimator="exact"`, the term is the exact Ⓐ of the reference.
+
+    `gamma` >= 0; `width` of the discriminator's `depth` hidden layers; `lr` of its Adam. The VAE: γ = 0.
+    """
+
+    gamma: float = 5.0
+    estimator: str = "discriminator"
+    width: int = 128
+    depth: int = 3
+    lr: float = 1e-3
+    weights: ClassVar = {"a": "1", "t": "1 + γ", "m": "1"}
+    formula: ClassVar = "D + R + γⒶ"
+    reference: ClassVar = "Kim & Mnih (2018)"
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "gamma")
+        checks.choice("estimator", self.estimator, ("discriminator", "exact"))
+        _set(self, "width", checks.whole("width", self.width))
+        _set(self, "depth", checks.whole("depth", self.depth))
+        _set(self, "lr", checks.positive("lr", self.lr))
+
+    def companion(self, latent_dim: int) -> nn.Module | None:
+        """A new discriminator z (..., k) -> logit (..., 1), drawn from torch's global stream; None if none is needed."""
+        return None if self.estimator == "exact" else networks.mlp(latent_dim, 1, (self.width,) * self.depth)
+
+    def companion_loss(
+        self, companion: nn.Module, model: Model, x: Float[Tensor, "..."], reference: Tensor | None = None
+    ) -> Float[Tensor, "*models"]:
+        """Cross-entropy of the discriminator; z is drawn anew and detached, so that no gradient reaches the encoder.
+
+        The permuted half is made from a second batch, drawn from the reference, or from x itself without one.
+        """
+        streams = stacking.streams(model)
+        with torch.no_grad():
+            like = model.prior().mean
+            real = model.posterior(x.to(like)).rsample()
+            other = x
+            if reference is not None:
+                other = reference[streams.normal((len(reference),), like).topk(min(real.shape[-2], len(reference))).indices]
+            fake = model.posterior(other.to(like)).rsample()
+            fake = fake.gather(-2, streams.normal(fake.shape[-2:], fake).argsort(-2).expand_as(fake))
+        loss = nn.functional.softplus
+        return 0.5 * (loss(-companion(real)).mean((-2, -1)) + loss(companion(fake)).mean((-2, -1)))
+
+    def __call__(
+        self,
+        model: Model,
+        x: Float[Tensor, "..."],
+        step: int = 0,
+        reference: Tensor | None = None,
+        companion: nn.Module | None = None,
+    ) -> Loss:
+        draw = _draw(model, x)
+        if companion is None:
+            log_q = _log_q(model, draw, reference, "exact")
+            correlation = (log_q.joint - log_q.latents.sum(-1)).mean(-1)
+        else:
+            correlation = companion(draw.z).mean((-2, -1))
+        return Loss((draw.terms.distortion + draw.terms.rate).mean(-1) + self.gamma * correlation, draw.terms)
+
+
+@dataclass(frozen=True)
+class BetaTCVAE(_Weighted):
+    """D + α② + βⒶ + γⒷ (Chen et al. 2018, eq. 4).
+
+    `estimator`: "weighted", as published, "stratified", "hfvae" or "exact". `alpha`, `beta`, `gamma` >= 0.
+    The VAE, with its KL sampled: α = β = γ = 1.
+    """
+
+    alpha: float = 1.0
+    beta: float = 6.0
+    gamma: float = 1.0
+    estimator: str = "weighted"
+    weights: ClassVar = {"a": "α", "t": "β", "m": "γ"}
+    formula: ClassVar = "D + α② + βⒶ + γⒷ"
+    reference: ClassVar = "Chen et al. (2018)"
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "alpha", "beta", "gamma")
+        checks.choice("estimator", self.estimator, (*aggregate.MINIBATCH, "exact"))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        return self._loss(model, x, reference, self.alpha, self.beta, self.gamma, 0.0, None)
+
+
+@dataclass(frozen=True)
+class HFVAE(_Weighted):
+    """D + α② + βⒶ + γ(i) + (ii): Ⓐ between groups of latents, (i) the total correlation within each, (ii) = Ⓑ.
+
+    (Esmaeili et al. 2019, eq. 7.) `groups`: lists of latents, each latent in exactly one; None makes each its own group.
+    `alpha`, `beta`, `gamma` >= 0; `estimator`: "hfvae", as published, another of `aggregate.MINIBATCH`, or "exact".
+    The VAE, with its KL sampled: α = β = γ = 1.
+    """
+
+    groups: tuple[tuple[int, ...], ...] | None = None
+    alpha: float = 1.0
+    beta: float = 6.0
+    gamma: float = 2.0
+    estimator: str = "hfvae"
+    weights: ClassVar = {"a": "α", "t": "β between groups, γ within", "m": "1"}
+    formula: ClassVar = "D + α② + βⒶ + γ(i) + (ii)"
+    reference: ClassVar = "Esmaeili et al. (2019)"
+
+    def __post_init__(self) -> None:
+        if self.groups is not None:
+            _set(self, "groups", aggregate.partition(self.groups))
+        _not_negative(self, "alpha", "beta", "gamma")
+        checks.choice("estimator", self.estimator, (*aggregate.MINIBATCH, "exact"))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        return self._loss(model, x, reference, self.alpha, self.beta, 1.0, self.gamma, self.groups)
+
+
+TABLE = {
+    "vae": VAE,
+    "beta_vae": BetaVAE,
+    "dip_vae_i": DIPVAEI,
+    "dip_vae_ii": DIPVAEII,
+    "info_vae": InfoVAE,
+    "capacity": Capacity,
+    "anchor_vae": AnchorVAE,
+    "information_dropout": InformationDropout,
+    "factor_vae": FactorVAE,
+    "beta_tcvae": BetaTCVAE,
+    "hfvae": HFVAE,
+}
+
+
+def _per_latent(distribution: distributions.Distribution, z: Tensor) -> Tensor:
+    """log q(z_d|x) (..., k) of a diagonal Gaussian."""
+    return distributions.Normal(*aggregate.gaussian(distribution), validate_args=False).log_prob(z)
+
+
+def _set(objective: object, name: str, value: object) -> None:
+    object.__setattr__(objective, name, value)  # past the frozen dataclass
+
+
+def _not_negative(objective: object, *names: str) -> None:
+    for name in names:
+        _set(objective, name, checks.not_negative(name, getattr(objective, name)))

@@ -165,6 +165,11 @@ class Streams:
         return draws[0] if len(draws) == 1 else torch.stack(draws)[self.of_model]
 
 
+def streams(model: Any) -> Streams:
+    """Where a model's random numbers come from: each its own stream in `Together`, torch's global stream otherwise."""
+    return getattr(model, "streams", None) or Streams([None], model.prior().mean.device)
+
+
 class Together(nn.Module):
     """A stack of models whose posteriors draw their noise from each model's own stream."""
 

@@ -150,10 +150,11 @@ def fit(
     Raises `ValueError` for data that the model's likelihood is no likelihood for (grey pixels, another shape).
     """
     place = device(config.device)
-    _accept(model, dataset)
+    _accept(model, dataset, objective)
     start = time.perf_counter()
+    companion = _companion(objective, model.to(place), config.seed)
     with seeded(config.seed, place):
-        [(history, problem)] = _loop(model.to(place), objective, dataset, config, stacking.Streams([None], place))
+        [(history, problem)] = _loop(model, objective, dataset, config, stacking.Streams([None], place), companion)
     run = Run(model, objective, config, history, time.perf_counter() - start)
     if problem:
         raise Diverged(problem, [run])
@@ -186,7 +187,7 @@ def sweep(
     for _, option, seed in grid:
         with seeded(seed, place):
             made.append(make(**option).to(place))
-    _accept(made[0], dataset)
+    _accept(made[0], dataset, grid[0][0])
 
     stop = threading.Event()
 
@@ -196,7 +197,9 @@ def sweep(
         streams = stacking.Streams([grid[index][2] for index in group], place)
         stacked = stacking.stack(members)
         loss = stacking.stack_numbers([grid[index][0] for index in group], next(stacked.parameters()))
-        results = _loop(stacking.Together(stacked, streams), loss, dataset, config, streams, stop)
+        beside = [each for index in group if (each := _companion(grid[index][0], made[index], grid[index][2])) is not None]
+        companion = stacking.stack(beside) if beside else None
+        results = _loop(stacking.Together(stacked, streams), loss, dataset, config, streams, companion, stop)
         stacking.unstack(stacked, members)
         share = (time.perf_counter() - start) / len(group)
         return [
@@ -256,10 +259,11 @@ def _by_beta(name: str) -> Callable[[float], Callable[..., objectives.Loss]]:
 
 def _loop(
     model: nn.Module,
-    objective: Callable[..., objectives.Loss],
+    objective: Any,
     dataset: data.Dataset,
     config: TrainConfig,
     streams: stacking.Streams,
+    companion: nn.Module | None = None,
     stop: threading.Event | None = None,
 ) -> list[tuple[dict[str, list[float]], str | None]]:
     """Train; return the history and, for a model that diverged, the reason: for each model of a stack, or for the one."""
@@ -268,6 +272,8 @@ def _loop(
     parameters = list(model.parameters())
     optimiser = torch.optim.Adam(parameters, lr=config.lr, fused=True)
     schedule = _schedule(optimiser, config, config.epochs * len(batches))
+    beside = {} if companion is None else {"companion": companion}
+    second = None if companion is None else torch.optim.Adam(companion.parameters(), lr=objective.lr)
     record = _Record(parameters)
     for epoch in tqdm(range(config.epochs), desc="training", unit="epoch", leave=False, disable=not watched()):
         orders = streams.permutations(len(train))
@@ -276,16 +282,29 @@ def _loop(
             if stop is not None and stop.is_set():
                 raise InterruptedError("the sweep was interrupted")
             x = streams.batch(dataset, train, [order[start : start + config.batch_size] for order in orders])
-            total, terms = objective(model, x, step=step)
+            total, terms = objective(model, x, step=step, reference=train, **beside)
             optimiser.zero_grad()
             total.sum().backward()
             optimiser.step()
+            if second is not None:
+                second.zero_grad()  # the objective's gradients went through the companion too
+                objective.companion_loss(companion, model, x, train).sum().backward()
+                second.step()
             if schedule is not None:
                 schedule.step()
             losses.append((total.detach(), terms.distortion.detach(), terms.rate.detach()))
         if not record.close_epoch(losses):
             break
     return record.results()
+
+
+def _companion(objective: Any, model: Any, seed: int) -> nn.Module | None:
+    """The network that an objective trains beside the model (FactorVAE's discriminator), if it has one."""
+    make = getattr(objective, "companion", None)
+    prior = model.prior().mean if make else torch.zeros(())
+    with seeded(seed, prior.device):
+        made = make(prior.shape[-1]) if make else None
+    return made if made is None else made.to(prior)
 
 
 class _Record:
@@ -363,8 +382,12 @@ def _schedule(optimiser: torch.optim.Optimizer, config: TrainConfig, steps: int)
     return None
 
 
-def _accept(model: nn.Module, dataset: data.Dataset) -> None:
+def _accept(model: nn.Module, dataset: data.Dataset, objective: Any) -> None:
     """Refuse data that the model has no likelihood for. Dynamic binarisation makes 0/1 pixels of grey ones: check a draw."""
+    if dataset.binarize == "dynamic" and getattr(objective, "estimator", "") in ("exact", "discriminator"):
+        raise ValueError(
+            "binarize='dynamic' has no fixed set of codes for this objective: use binarize='static' or a minibatch estimator"
+        )
     check = getattr(model, "check", None)
     if callable(check):
         with torch.random.fork_rng(devices=[]):

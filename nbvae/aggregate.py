@@ -1,0 +1,197 @@
+"""The aggregated posterior q(z) = (1/N) Σ_i q(z|x_i): its log-density, exact over a whole data set or estimated from a batch.
+
+Posteriors are diagonal Gaussians. `log_density` and `leave_one_out` are for measuring: no gradients, bounded memory. What
+training needs, `pairwise` and the weights of the minibatch estimators, keeps gradients and takes leading model dimensions.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, distributions
+
+from nbvae import checks
+
+MINIBATCH = ("weighted", "stratified", "hfvae")
+
+# Pairs (z, component) per block. The block is written and read several times, so it should stay in the cache: 1 MiB in float32.
+_BLOCK = 1 << 18
+# The largest rounding error of a float32 result that is accepted, in nats, before it is computed in float64.
+_TOLERANCE = 5e-4
+
+
+def gaussian(posterior: distributions.Distribution) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (..., k) of a diagonal Gaussian over the last dimension, or `ValueError`."""
+    base = posterior.base_dist if isinstance(posterior, distributions.Independent) else None
+    if not isinstance(base, distributions.Normal) or posterior.event_shape != base.batch_shape[-1:]:
+        raise ValueError("needs a diagonal Gaussian: Independent(Normal(mean, std), 1)")
+    return base.mean, base.stddev
+
+
+def pairwise(
+    z: Float[Tensor, "*models batch k"], mean: Float[Tensor, "*models n k"], std: Float[Tensor, "*models n k"]
+) -> Float[Tensor, "*models batch n k"]:
+    """log N(z_jd; mean_id, std_id²) of every z_j under every component i, for each latent d, with gradients."""
+    components = distributions.Normal(mean.unsqueeze(-3), std.unsqueeze(-3), validate_args=False)
+    return components.log_prob(z.unsqueeze(-2))
+
+
+def log_weights(estimator: str, batch: int, n: int, like: Tensor) -> Float[Tensor, "batch batch"]:
+    """Logarithms of the weights w_ji with which a batch estimates q(z_j) ≈ Σ_i w_ji q(z_j|x_i), z_j drawn from q(z|x_j).
+
+    The batch is a uniform draw of B of the N = `n` examples of the reference, without replacement.
+
+    - "weighted": 1/(NB) for all (Chen et al. 2018, minibatch-weighted sampling): the weights sum to 1/N, so log q(z) comes out
+      too small, by log B where the posteriors lie apart up to log N where they coincide.
+    - "stratified": own 1/N, one other (N − B + 1)/(N(B − 1)), the rest 1/(B − 1) (Chen et al. 2018, minibatch-stratified
+      sampling): unbiased for q(z_j) given x_j.
+    - "hfvae": own 1/N, all others (N − 1)/(N(B − 1)) (Esmaeili et al. 2019): unbiased as well, and symmetric.
+
+    The logarithm of an unbiased estimate is biased downwards, so ② comes out too high. A batch of one has its own weight only.
+    """
+    checks.choice("estimator", estimator, MINIBATCH)
+    if not 1 <= batch <= n:
+        raise ValueError(f"a batch of {batch} cannot come from a reference of {n} examples")
+    if estimator == "weighted":
+        return torch.full((batch, batch), -math.log(n * batch), dtype=like.dtype, device=like.device)
+    others = max(1, batch - 1)
+    if estimator == "hfvae":
+        weights = torch.full((batch, batch), (n - 1) / (n * others), dtype=torch.float64)
+    else:
+        weights = torch.full((batch, batch), 1 / others, dtype=torch.float64)
+        row = torch.arange(batch)
+        weights[row, (row + 1) % batch] = (n - others) / (n * others)
+    weights.fill_diagonal_(1 / n)
+    return weights.log().to(like)
+
+
+class LogDensities(NamedTuple):
+    """log q(z) (*models, batch), log q(z_g) for each group of latents (..., groups) and log q(z_d) for each latent (..., k)."""
+
+    joint: Float[Tensor, "*models batch"]
+    groups: Float[Tensor, "*models batch groups"]
+    latents: Float[Tensor, "*models batch k"]
+
+
+def mix(
+    pairs: Float[Tensor, "*models batch n k"],
+    log_weight: Float[Tensor, "*batch n"],
+    groups: Sequence[Sequence[int]] = (),
+) -> LogDensities:
+    """log Σ_i w_ji q(z_j|x_i), for all latents, groups of them and each: the weight enters once, after the sum over latents."""
+    joint = (pairs.sum(-1) + log_weight).logsumexp(-1)
+    latents = (pairs + log_weight.unsqueeze(-1)).logsumexp(-2)
+    parts = [(pairs[..., list(group)].sum(-1) + log_weight).logsumexp(-1) for group in groups]
+    return LogDensities(joint, torch.stack(parts, -1) if parts else joint.unsqueeze(-1)[..., :0], latents)
+
+
+def partition(groups: Sequence[Sequence[int]], latent_dim: int | None = None) -> tuple[tuple[int, ...], ...]:
+    """`groups` as tuples, if each of the latents 0 … k−1 is in exactly one of them; `ValueError` otherwise. k None: any k."""
+    try:
+        parts = tuple(tuple(operator.index(latent) for latent in group) for group in groups)
+    except TypeError:
+        parts = ()
+    members = sorted(latent for part in parts for latent in part)
+    if not parts or not all(parts) or members != list(range(latent_dim or len(members))):
+        latents = "the latents" if latent_dim is None else f"the latents 0 to {latent_dim - 1}"
+        raise ValueError(f"groups must be lists with each of {latents} in exactly one of them, got {groups!r}")
+    return parts
+
+
+def check_reference(reference: Sequence | Tensor) -> None:
+    """Raise `ValueError` for a reference of fewer than two examples: its q(z) is the posterior of one."""
+    if len(reference) < 2:
+        raise ValueError(f"the aggregated posterior needs a reference of at least two examples, got {len(reference)}")
+
+
+@torch.no_grad()
+def log_density(z: Float[Tensor, "m k"], mean: Float[Tensor, "n k"], std: Float[Tensor, "n k"]) -> Float[Tensor, " m"]:
+    """log (1/N) Σ_i N(z; mean_i, diag std_i²) for each row of z (M, k): float64, nats, within 1e-3 whatever the widths.
+
+    The squares are expanded, so that all pairs are one matrix product, in blocks of fixed size: memory does not grow with MN.
+    Expanding cancels where posteriors are narrow against their distance from the centre; float64 is used where float32
+    would not hold the tolerance.
+    """
+    return _log_sum(z, mean, std, None)[0] - math.log(len(mean))
+
+
+@torch.no_grad()
+def leave_one_out(
+    z: Float[Tensor, "m k"], mean: Float[Tensor, "n k"], std: Float[Tensor, "n k"], own: Int64[Tensor, " m"]
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """`log_density` (M,) and the same without component `own[j]` for z_j, (1/(N−1)) Σ_{i≠own} in place of (1/N) Σ_i."""
+    check_reference(mean)
+    n = len(mean)
+    others, alone = _log_sum(z, mean, std, own)
+    return torch.logaddexp(others, alone) - math.log(n), others - math.log(n - 1)
+
+
+def _log_sum(z: Tensor, mean: Tensor, std: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+    """log Σ_i N(z_j; i) over all components but `own[j]`, and log N(z_j; own[j]), both (M,) in float64."""
+    mean, std, z = mean.double(), std.double(), z.double()
+    centre = mean.mean(0)
+    mean, z = mean - centre, z - centre  # cancellation grows with the distance from the origin
+    constant = -0.5 * math.log(2 * math.pi) * mean.shape[1] - std.log().sum(1)
+    # Log-density = z² · a + z · b + c. In float32 its rounding error is a small multiple of the machine precision times
+    # Σ_d (|z_d| + |μ_d|)²/2σ_d², which for the components that matter to z_j is at most (2√P + √Q_j)²/2, where
+    # P = max_i Σ_d μ²/σ² and Q_j bounds their Σ_d (z − μ)²/σ² (Minkowski).
+    factors = torch.cat([-0.5 / std**2, mean / std**2], 1)
+    bias = constant - 0.5 * (mean / std).square().sum(1)
+    features = torch.cat([z**2, z], 1)
+    spread = (mean / std).square().sum(1).max()
+    alone = torch.empty(len(z), dtype=torch.float64, device=z.device)
+    if own is not None:
+        alone = constant[own] - 0.5 * ((z - mean[own]) / std[own]).square().sum(1)
+
+    unit = 2.0 * torch.finfo(torch.float32).eps / 2
+    if unit * 2 * spread > _TOLERANCE or z.device.type == "mps":
+        return _blocks(features, factors, bias, own), alone
+    total = _blocks(features.float(), factors.float(), bias.float(), own)
+    # A term below the largest by log N + 10 adds less than e^−10 of it.
+    deepest = (2 * (constant.max() - total + math.log(len(mean)) + 10)).clamp(min=0).nan_to_num(posinf=math.inf)
+    doubtful = (unit * 0.5 * (2 * spread.sqrt() + deepest.sqrt()) ** 2 > _TOLERANCE).nonzero().flatten()
+    if len(doubtful):
+        total[doubtful] = _blocks(features[doubtful], factors, bias, None if own is None else own[doubtful])
+    return total, alone
+
+
+def _blocks(features: Tensor, factors: Tensor, bias: Tensor, own: Tensor | None) -> Tensor:
+    """log Σ_i exp(features · factors_i + bias_i) without i = own, in blocks, in float64.
+
+    In powers of two, and terms below 2⁻¹²⁰ of the largest cut off there: exponentials of far negative numbers are many
+    times slower than others.
+    """
+    m, n = len(features), len(factors)
+    factors, bias = factors / math.log(2), bias / math.log(2)
+    rows = min(m, 512)
+    columns = max(1, min(n, _BLOCK // rows))
+    factors = factors.T.contiguous()
+    buffer = torch.empty(rows * columns, dtype=features.dtype, device=features.device)
+    exponents = torch.empty(rows * columns, dtype=torch.float32, device=features.device)
+    result = torch.empty(m, dtype=torch.float64, device=features.device)
+    for top in range(0, m, rows):
+        some = features[top : top + rows]
+        height = len(some)
+        peak = torch.full((height,), -math.inf, dtype=features.dtype, device=features.device)
+        total = torch.zeros(height, dtype=torch.float64, device=features.device)
+        shift = peak
+        for left in range(0, n, columns):
+            part = factors[:, left : left + columns]
+            width = part.shape[1]
+            block = buffer[: height * width].view(height, width)
+            torch.addmm(bias[left : left + columns], some, part, out=block)
+            if own is not None:
+                here = own[top : top + rows] - left
+                inside = ((here >= 0) & (here < width)).nonzero().flatten()
+                block[inside, here[inside]] = -math.inf
+            higher = torch.maximum(peak, block.amax(1))
+            shift = higher.nan_to_num(neginf=0.0)  # all terms so far are zero
+            block.sub_(shift.unsqueeze(1)).clamp_(min=-120.0)
+            terms = block if block.dtype == torch.float32 else exponents[: height * width].view(height, width).copy_(block)
+            total = total * (peak - shift).double().exp2() + terms.exp2_().sum(1)
+            peak = higher
+        result[top : top + rows] = (total.log2() + shift.double()) * math.log(2)
+    return result
