@@ -115,7 +115,7 @@ class Decomposition:
 
     The population's ② lies between `mutual_information`, where q(z) contains x's own component, and
     `mutual_information_upper`, where it is left out; ④ between `marginal_kl_lower` and `marginal_kl`, the other way round (in
-    expectation over the reference). For the reference itself, as an enumerated data set, those with the own component are exact.
+    expectation over the reference). For the reference itself, as an enumerated data set, those with own component are exact.
     `mutual_information` cannot exceed `log_n`: see `saturated`.
     """
 
