@@ -7,7 +7,7 @@ training needs, `pairwise` and the weights of the minibatch estimators, keeps gr
 import math
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +19,8 @@ MINIBATCH = ("weighted", "stratified", "hfvae")
 
 # Pairs (z, component) per block. The block is written and read several times, so it should stay in the cache: 1 MiB in float32.
 _BLOCK = 1 << 18
+# Pixel values that are encoded at once: 64 MiB in float32.
+_CHUNK = 1 << 24
 # The largest rounding error of a float32 result that is accepted, in nats, before it is computed in float64.
 _TOLERANCE = 5e-4
 
@@ -29,6 +31,15 @@ def gaussian(posterior: distributions.Distribution) -> tuple[Tensor, Tensor]:
     if not isinstance(base, distributions.Normal) or posterior.event_shape != base.batch_shape[-1:]:
         raise ValueError("needs a diagonal Gaussian: Independent(Normal(mean, std), 1)")
     return base.mean, base.stddev
+
+
+@torch.no_grad()
+def codes(model: Any, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
+    """Means and standard deviations of the posteriors of all of x (N, *shape), encoded in parts."""
+    like = model.prior().mean
+    parts = [gaussian(model.posterior(part.to(like))) for part in x.split(max(1, _CHUNK // x[0].numel()))]
+    mean, std = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return mean, std
 
 
 def pairwise(

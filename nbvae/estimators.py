@@ -1,23 +1,24 @@
 """Measurement: what a trained model is worth on data that it is shown, without gradients, with standard errors. Nats."""
 
 import itertools
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nbvae import aggregate, checks, curves, objectives
+from nbvae.decomposition import CrossTerms, Decomposition, MinibatchTerms, decompose, minibatch_terms
 from nbvae.evidence import Estimate, ais, gap, iwae
 from nbvae.stacking import seeded
 
 __all__ = [
+    "ActiveUnits",
     "CrossTerms",
     "Decomposition",
     "Estimate",
+    "MinibatchTerms",
     "Moments",
     "active_units",
     "ais",
@@ -109,248 +110,6 @@ def empirical_entropy(x: Float[Tensor, "..."]) -> float:
     return -(counts / len(x) * (counts / len(x)).log()).sum().item()
 
 
-@dataclass(frozen=True, eq=False)
-class Decomposition:
-    """D, R and the terms of R for x drawn from the reference, nats, with standard errors over the examples x.
-
-    The population's ② lies between `mutual_information`, where q(z) contains x's own component, and
-    `mutual_information_upper`, where it is left out; ④ between `marginal_kl_lower` and `marginal_kl`, the other way round (in
-    expectation over the reference). For the reference itself, as an enumerated data set, those with own component are exact.
-    `mutual_information` cannot exceed `log_n`: see `saturated`.
-    """
-
-    n_reference: int
-    log_n: float  # log N, the most that ② can be on N examples
-    distortion: float  # D = E −log p(x|z)
-    distortion_stderr: float
-    rate: float  # R = E KL(q(z|x) ‖ p(z)), in closed form
-    rate_stderr: float
-    mutual_information: float  # ② with the own component
-    mutual_information_stderr: float
-    mutual_information_upper: float  # ② with the own component left out
-    mutual_information_upper_stderr: float
-    marginal_kl: float  # ④ = KL(q(z) ‖ p(z)) with the own component
-    marginal_kl_stderr: float
-    marginal_kl_lower: float  # ④ with the own component left out
-    marginal_kl_lower_stderr: float
-    total_correlation: float  # Ⓐ
-    total_correlation_stderr: float
-    dimension_kl: float  # Ⓑ = Σ_d KL(q(z_d) ‖ p(z_d))
-    dimension_kl_stderr: float
-    dimension_kl_per_latent: Float[Tensor, " k"]
-    dimension_kl_per_latent_stderr: Float[Tensor, " k"]
-    between_groups: float | None = None  # HFVAE's Ⓐ: the total correlation between the groups of latents
-    between_groups_stderr: float | None = None
-    within_groups: float | None = None  # HFVAE's (i): the sum of the total correlations within each group
-    within_groups_stderr: float | None = None
-
-    @property
-    def saturated(self) -> bool:
-        """Whether R > log N: then ② is about log N and ④ about R − log N whatever the model, and only bounds are left."""
-        return self.rate > self.log_n
-
-    def __str__(self) -> str:
-        def line(label: str, name: str, sign: str = " ") -> str:
-            return f"{label:30s}{sign}{getattr(self, name):9.3f} ± {getattr(self, name + '_stderr'):.3f}"
-
-        lines = [line("D  distortion", "distortion"), line("R  rate", "rate")]
-        if self.saturated:
-            lines += [
-                line("②  I(x; z)", "mutual_information", "≥") + f"   saturated: R > log N = {self.log_n:.3f}",
-                line("④  KL(q(z) ‖ p(z))", "marginal_kl", "≤") + "   an upper bound only",
-            ]
-        else:
-            lines += [
-                line("②  I(x; z)", "mutual_information")
-                + f"   own component left out ≤ {self.mutual_information_upper:.3f}, log N = {self.log_n:.3f}",
-                line("④  KL(q(z) ‖ p(z))", "marginal_kl") + f"   own component left out ≥ {self.marginal_kl_lower:.3f}",
-            ]
-        lines += [line("Ⓐ  total correlation", "total_correlation"), line("Ⓑ  dimension-wise KL", "dimension_kl")]
-        if self.between_groups is not None:
-            lines += [line("Ⓐ  between groups", "between_groups"), line("(i) within groups", "within_groups")]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True, eq=False)
-class CrossTerms:
-    """The same expectations for held-out x against another data set's q(z): nats, no bounds hold and none may be negative.
-
-    `cross_information` is E log q(z|x)/q(z), `cross_marginal` E log q(z)/p(z), `cross_correlation` E log q(z)/Π q(z_d) and
-    `cross_dimension` E log Π q(z_d)/p(z), z ~ q(z|x) for held-out x and q(z) of the reference.
-    """
-
-    n_reference: int
-    distortion: float
-    distortion_stderr: float
-    rate: float
-    rate_stderr: float
-    cross_information: float
-    cross_information_stderr: float
-    cross_marginal: float
-    cross_marginal_stderr: float
-    cross_correlation: float
-    cross_correlation_stderr: float
-    cross_dimension: float
-    cross_dimension_stderr: float
-
-
-@torch.no_grad()
-def decompose(
-    model: objectives.Model,
-    x: Float[Tensor, "batch ..."],
-    reference: Float[Tensor, "n ..."] | None = None,
-    n_samples: int | None = None,
-    groups: Sequence[Sequence[int]] | None = None,
-    seed: int = 0,
-) -> Decomposition | CrossTerms:
-    """The terms of the ELBO on x (batch, *shape), with log q(z) over the whole `reference` (N, *shape), x itself by default.
-
-    R = ② + ④ and ④ = Ⓐ + Ⓑ (Hoffman & Johnson 2016; Chen et al. 2018); `groups`, lists of latents, adds HFVAE's terms. The rate
-    is exact for each x; the others are means of log-density ratios at `n_samples` draws z ~ q(z|x) for each x, by default at
-    least 10⁴ draws in all. They do not add up to the rate but within that noise: each is measured on its own.
-
-    Where every row of x is in the reference, each is matched to its own component and a `Decomposition` is returned. Otherwise
-    x is held out, and the result is `CrossTerms`: the same ratios under other names, for which no bound holds.
-
-    Posterior and prior must be diagonal Gaussians. Raises `ValueError` for fewer than two examples in x or in the reference.
-    """
-    reference = x if reference is None else reference
-    aggregate.check_reference(reference)
-    if len(x) < 2:
-        raise ValueError(f"a standard error needs at least two examples, got {len(x)}")
-    n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
-    prior = model.prior()
-    aggregate.gaussian(prior)
-    mean, std = _codes(model, reference)
-    k = mean.shape[-1]
-    parts = None if groups is None else aggregate.partition(groups, k)
-    own = _own_rows(x, reference)
-    with seeded(seed, prior.mean.device):
-        z, columns = _draws(model, x, n_samples)
-    flat = z.flatten(0, 1)
-    if own is None:
-        log_q = log_q_rest = aggregate.log_density(flat, mean, std)
-    else:
-        log_q, log_q_rest = aggregate.leave_one_out(flat, mean, std, own.to(flat.device).repeat(n_samples))
-    singles = torch.stack([aggregate.log_density(flat[:, [d]], mean[:, [d]], std[:, [d]]) for d in range(k)], -1)
-    log_p = torch.distributions.Normal(*aggregate.gaussian(prior), validate_args=False).log_prob(flat).double()
-    log_own = columns["log_own"].flatten()
-    values = {
-        "distortion": columns["distortion"],
-        "rate": columns["rate"],
-        "mutual_information": log_own - log_q,
-        "marginal_kl": log_q - log_p.sum(-1),
-        "total_correlation": log_q - singles.sum(-1),
-        "dimension_kl": (singles - log_p).sum(-1),
-    }
-    if own is None:
-        other = {
-            "mutual_information": "cross_information",
-            "marginal_kl": "cross_marginal",
-            "total_correlation": "cross_correlation",
-            "dimension_kl": "cross_dimension",
-        }
-        return CrossTerms(len(reference), **_means({other.get(name, name): v for name, v in values.items()}, n_samples))
-    values["mutual_information_upper"] = log_own - log_q_rest
-    values["marginal_kl_lower"] = log_q_rest - log_p.sum(-1)
-    if parts is not None:
-        joint = torch.stack([aggregate.log_density(flat[:, list(p)], mean[:, list(p)], std[:, list(p)]) for p in parts]).sum(0)
-        values["between_groups"] = log_q - joint
-        values["within_groups"] = joint - singles.sum(-1)
-    per_latent = (singles - log_p).unflatten(0, (n_samples, len(x))).mean(0).cpu()
-    return Decomposition(
-        n_reference=len(reference),
-        log_n=math.log(len(reference)),
-        dimension_kl_per_latent=per_latent.mean(0),
-        dimension_kl_per_latent_stderr=per_latent.std(0) / len(x) ** 0.5,
-        **_means(values, n_samples),
-    )
-
-
-def _means(values: dict[str, Tensor], n_samples: int) -> dict[str, float]:
-    """Mean and standard error over examples of each (n_samples · batch,) or (n_samples, batch) tensor."""
-    result = {}
-    for name, value in values.items():
-        estimate = Estimate.of(value.reshape(n_samples, -1).mean(0))
-        result |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
-    return result
-
-
-def _codes(model: objectives.Model, x: Tensor) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """Means and standard deviations of all posteriors, encoded in parts."""
-    like = model.prior().mean
-    parts = [aggregate.gaussian(model.posterior(part.to(like))) for part in x.split(max(1, _CHUNK // x[0].numel()))]
-    mean, std = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return mean, std
-
-
-def _draws(model: objectives.Model, x: Tensor, n_samples: int) -> tuple[Float[Tensor, "draws n k"], dict[str, Tensor]]:
-    """z ~ q(z|x), `n_samples` for each x, with distortion, log q(z|x) and rate of each, (n_samples, batch) in float64."""
-    prior = model.prior()
-    codes, columns = [], []
-    for part in x.split(max(1, _CHUNK // x[0].numel())):
-        part = part.to(prior.mean)
-        posterior = model.posterior(part)
-        z = posterior.sample((n_samples,))
-        rate = torch.distributions.kl_divergence(posterior, prior).expand(z.shape[:-1])
-        distortion = torch.stack([-model.likelihood(one).log_prob(part) for one in z])
-        codes.append(z)
-        columns.append(torch.stack([distortion, posterior.log_prob(z), rate]).double())
-    names = ("distortion", "log_own", "rate")
-    return torch.cat(codes, 1), dict(zip(names, torch.cat(columns, -1), strict=True))
-
-
-def _own_rows(x: Tensor, reference: Tensor) -> Int64[Tensor, " batch"] | None:
-    """The index in the reference of each row of x, or None if one of them is not there."""
-    if x is reference or (x.shape == reference.shape and torch.equal(x, reference)):
-        return torch.arange(len(x))
-    rows, wanted = (part.detach().to(reference.dtype).cpu().flatten(1).contiguous().numpy() for part in (reference, x))
-    index = {row.tobytes(): i for i, row in enumerate(rows)}
-    found = [index.get(row.tobytes(), -1) for row in wanted]
-    return None if -1 in found else torch.tensor(found)
-
-
-class MinibatchTerms(NamedTuple):
-    """Means over batches of what a minibatch estimator takes for ②, ④, Ⓐ and Ⓑ, nats, with standard errors over batches."""
-
-    mutual_information: Estimate
-    marginal_kl: Estimate
-    total_correlation: Estimate
-    dimension_kl: Estimate
-
-
-@torch.no_grad()
-def minibatch_terms(
-    model: objectives.Model,
-    reference: Float[Tensor, "n ..."],
-    batch_size: int,
-    estimator: str = "weighted",
-    n_batches: int = 100,
-    seed: int = 0,
-) -> MinibatchTerms:
-    """What training on batches of `batch_size` drawn from the reference would take for the terms that `decompose` measures.
-
-    `estimator` is one of `aggregate.MINIBATCH`, computed by the same code as in the objectives.
-    """
-    aggregate.check_reference(reference)
-    batch_size, n_batches = checks.whole("batch_size", batch_size), checks.whole("n_batches", n_batches, minimum=2)
-    prior = model.prior()
-    weights = aggregate.log_weights(estimator, batch_size, len(reference), prior.mean)
-    mean, std = _codes(model, reference)
-    rows = []
-    with seeded(seed, mean.device):
-        for _ in range(n_batches):
-            batch = torch.randperm(len(mean), device=mean.device)[:batch_size]
-            mu, sigma = mean[batch], std[batch]
-            z = torch.normal(mu, sigma)
-            log_q = aggregate.mix(aggregate.pairwise(z, mu, sigma), weights)
-            own = torch.distributions.Normal(mu, sigma, validate_args=False).log_prob(z).sum(-1)
-            log_p, singles = prior.log_prob(z), log_q.latents.sum(-1)
-            ratios = (own - log_q.joint, log_q.joint - log_p, log_q.joint - singles, singles - log_p)
-            rows.append(torch.stack([ratio.mean() for ratio in ratios]))
-    return MinibatchTerms(*map(Estimate.of, torch.stack(rows, 1)))
-
-
 class Moments(NamedTuple):
     """First and second moments of q(z) on x, with the parts that they are made of and standard errors over examples."""
 
@@ -375,7 +134,7 @@ def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
     linear first layer of the decoder, each `second_moment` is 1 and each `mean` 0, for rescaling or shifting a latent costs
     nothing else: a check of convergence, necessary and not sufficient.
     """
-    mean, std = (part.double().cpu() for part in _codes(model, x))
+    mean, std = (part.double().cpu() for part in aggregate.codes(model, x))
     second = mean.square() + std.square()
     covariance = torch.cov(mean.T, correction=0).reshape(mean.shape[-1], -1)
     root = len(x) ** 0.5
@@ -405,7 +164,7 @@ def active_units(model: objectives.Model, x: Float[Tensor, "batch ..."], thresho
     if len(x) < 2:
         raise ValueError(f"a variance needs at least two examples, got {len(x)}")
     with torch.no_grad():
-        mean = _codes(model, x)[0].double().cpu()
+        mean = aggregate.codes(model, x)[0].double().cpu()
     variance = mean.var(0)
     # The standard error of a variance, from the spread of the squared deviations.
     error = (mean - mean.mean(0)).square().std(0) / len(x) ** 0.5

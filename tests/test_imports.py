@@ -19,6 +19,7 @@ ROWS = [
     "models",
     "objectives",
     "evidence",
+    "decomposition",
     "estimators",
     "training",
     "samplers",
