@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, distributions
 
 from nbvae import checks
+from nbvae.stacking import double
 
 MINIBATCH = ("weighted", "stratified", "hfvae")
 
@@ -142,7 +143,7 @@ def leave_one_out(
 
 def _log_sum(z: Tensor, mean: Tensor, std: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
     """log Σ_i N(z_j; i) over all components but `own[j]`, and log N(z_j; own[j]), both (M,) in float64."""
-    mean, std, z = mean.double(), std.double(), z.double()
+    mean, std, z = double(mean), double(std), double(z)
     centre = mean.mean(0)
     mean, z = mean - centre, z - centre  # cancellation grows with the distance from the origin
     constant = -0.5 * math.log(2 * math.pi) * mean.shape[1] - std.log().sum(1)
@@ -158,7 +159,7 @@ def _log_sum(z: Tensor, mean: Tensor, std: Tensor, own: Tensor | None) -> tuple[
         alone = constant[own] - 0.5 * ((z - mean[own]) / std[own]).square().sum(1)
 
     unit = 2.0 * torch.finfo(torch.float32).eps / 2
-    if unit * 2 * spread > _TOLERANCE or z.device.type == "mps":
+    if unit * 2 * spread > _TOLERANCE:
         return _blocks(features, factors, bias, own), alone
     total = _blocks(features.float(), factors.float(), bias.float(), own)
     # A term below the largest by log N + 10 adds less than e^−10 of it.

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nbvae import aggregate, checks, objectives
 from nbvae.evidence import Estimate
-from nbvae.stacking import seeded
+from nbvae.stacking import double, seeded
 
 # Pixel values held at once: 64 MiB in float32.
 _CHUNK = 1 << 24
@@ -57,6 +57,26 @@ class Decomposition:
     def saturated(self) -> bool:
         """Whether R > log N: then ② is about log N and ④ about R − log N whatever the model, and only bounds are left."""
         return self.rate > self.log_n
+
+    @classmethod
+    def mean_of(cls, runs: Sequence["Decomposition"]) -> "Decomposition":
+        """The mean of the decompositions of several trainings on one reference, with standard errors over the trainings."""
+        if len(runs) < 2 or len({(run.n_reference, run.within_groups is None) for run in runs}) > 1:
+            raise ValueError("a mean needs at least two decompositions with one reference size and the same groups")
+        values: dict[str, Any] = {"n_reference": runs[0].n_reference, "log_n": runs[0].log_n}
+        for name in (field.name for field in fields(cls) if f"{field.name}_stderr" in cls.__dataclass_fields__):
+            if getattr(runs[0], name) is not None:
+                each = torch.stack([torch.as_tensor(getattr(run, name), dtype=torch.float64) for run in runs])
+                mean, error = each.mean(0), each.std(0) / len(runs) ** 0.5
+                values |= (
+                    {name: mean.item(), f"{name}_stderr": error.item()}
+                    if mean.dim() == 0
+                    else {
+                        name: mean,
+                        f"{name}_stderr": error,
+                    }
+                )
+        return cls(**values)
 
     def __str__(self) -> str:
         def line(label: str, name: str, sign: str = " ") -> str:
@@ -142,7 +162,7 @@ def decompose(
     else:
         log_q, log_q_rest = aggregate.leave_one_out(flat, mean, std, own.to(flat.device).repeat(n_samples))
     singles = torch.stack([aggregate.log_density(flat[:, [d]], mean[:, [d]], std[:, [d]]) for d in range(k)], -1)
-    log_p = torch.distributions.Normal(*aggregate.gaussian(prior), validate_args=False).log_prob(flat).double()
+    log_p = double(torch.distributions.Normal(*aggregate.gaussian(prior), validate_args=False).log_prob(flat))
     log_own = columns["log_own"].flatten()
     values = {
         "distortion": columns["distortion"],
@@ -196,9 +216,9 @@ def _draws(model: objectives.Model, x: Tensor, n_samples: int) -> tuple[Float[Te
         rate = torch.distributions.kl_divergence(posterior, prior).expand(z.shape[:-1])
         distortion = torch.stack([-model.likelihood(one).log_prob(part) for one in z])
         codes.append(z)
-        columns.append(torch.stack([distortion, posterior.log_prob(z), rate]).double())
+        columns.append(torch.stack([distortion, posterior.log_prob(z), rate]))
     names = ("distortion", "log_own", "rate")
-    return torch.cat(codes, 1), dict(zip(names, torch.cat(columns, -1), strict=True))
+    return torch.cat(codes, 1), dict(zip(names, double(torch.cat(columns, -1)), strict=True))
 
 
 def _own_rows(x: Tensor, reference: Tensor) -> Int64[Tensor, " batch"] | None:

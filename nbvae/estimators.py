@@ -64,8 +64,8 @@ def evaluate(
                 likelihood = model.likelihood(posterior.sample())
                 distortion = distortion - likelihood.log_prob(part)
                 mse = mse + (part - likelihood.mean).square().flatten(1).sum(-1)
-            columns.append(torch.stack([rate, distortion / n_samples, mse / n_samples]).double())
-    rate, distortion, mse = torch.cat(columns, -1).cpu()
+            columns.append(torch.stack([rate, distortion / n_samples, mse / n_samples]).cpu())
+    rate, distortion, mse = torch.cat(columns, -1).double()
     loss = distortion + beta * rate
     values = {name: value.mean().item() for name, value in (("rate", rate), ("distortion", distortion), ("mse", mse))}
     errors = {
@@ -134,7 +134,7 @@ def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
     linear first layer of the decoder, each `second_moment` is 1 and each `mean` 0, for rescaling or shifting a latent costs
     nothing else: a check of convergence, necessary and not sufficient.
     """
-    mean, std = (part.double().cpu() for part in aggregate.codes(model, x))
+    mean, std = (part.cpu().double() for part in aggregate.codes(model, x))
     second = mean.square() + std.square()
     covariance = torch.cov(mean.T, correction=0).reshape(mean.shape[-1], -1)
     root = len(x) ** 0.5
@@ -164,7 +164,7 @@ def active_units(model: objectives.Model, x: Float[Tensor, "batch ..."], thresho
     if len(x) < 2:
         raise ValueError(f"a variance needs at least two examples, got {len(x)}")
     with torch.no_grad():
-        mean = aggregate.codes(model, x)[0].double().cpu()
+        mean = aggregate.codes(model, x)[0].cpu().double()
     variance = mean.var(0)
     # The standard error of a variance, from the spread of the squared deviations.
     error = (mean - mean.mean(0)).square().std(0) / len(x) ** 0.5

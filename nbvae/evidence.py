@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, per_example: Float[Tensor, " batch"]) -> "Estimate":
-        per_example = per_example.double().cpu()
+        per_example = per_example.cpu().double()
         error = per_example.std() / len(per_example) ** 0.5 if len(per_example) > 1 else torch.tensor(math.nan)
         return cls(per_example.mean().item(), error.item(), per_example)
 
@@ -53,11 +53,11 @@ def iwae(model: objectives.Model, x: Float[Tensor, "batch ..."], n_samples: int 
             part = part.to(prior.mean)
             posterior = model.posterior(part)
             at_once = max(1, _CHUNK // part.numel())
-            total = torch.full((len(part),), -math.inf, dtype=torch.float64, device=part.device)
+            total = torch.full((len(part),), -math.inf, dtype=torch.float64)
             for start in range(0, n_samples, at_once):
                 z = posterior.sample((min(at_once, n_samples - start),))
                 weight = model.likelihood(z).log_prob(part) + prior.log_prob(z) - posterior.log_prob(z)
-                total = torch.logaddexp(total, weight.double().logsumexp(0))
+                total = torch.logaddexp(total, weight.cpu().double().logsumexp(0))
             values.append(total - math.log(n_samples))
     return Estimate.of(torch.cat(values))
 
@@ -127,11 +127,11 @@ def gap(
         for part in _parts(x, 1):
             part = part.to(prior.mean)
             posterior = model.posterior(part)
-            value = -torch.distributions.kl_divergence(posterior, prior).double()
+            value = -torch.distributions.kl_divergence(posterior, prior).cpu().double()
             for _ in range(n_samples):
-                value = value + model.likelihood(posterior.sample()).log_prob(part).double() / n_samples
+                value = value + model.likelihood(posterior.sample()).log_prob(part).cpu().double() / n_samples
             elbo.append(value)
-    return Estimate.of(evidence.per_example - torch.cat(elbo).cpu())
+    return Estimate.of(evidence.per_example - torch.cat(elbo))
 
 
 def _parts(x: Tensor, copies: int) -> tuple[Tensor, ...]:
@@ -156,18 +156,18 @@ class _Path:
         return sizes
 
     def forward(self, times: list[float], z: Tensor, sizes: list[Tensor]) -> Tensor:
-        weight = torch.zeros(z.shape[:-1], dtype=torch.float64, device=z.device)
+        weight = torch.zeros(z.shape[:-1], dtype=torch.float64)
         for before, t, size in zip(times, times[1:], sizes, strict=False):
-            weight += (t - before) * self.log_likelihood(z).double()
+            weight += (t - before) * self.log_likelihood(z).cpu().double()
             z, _ = self.move(z, t, size)
         return weight
 
     def backward(self, times: list[float], z: Tensor, sizes: list[Tensor]) -> Tensor:
         """The forward run in reverse: each Hamiltonian move is its own reverse."""
-        weight = torch.zeros(z.shape[:-1], dtype=torch.float64, device=z.device)
+        weight = torch.zeros(z.shape[:-1], dtype=torch.float64)
         for before, t, size in reversed(list(zip(times, times[1:], sizes, strict=False))):
             z, _ = self.move(z, t, size)
-            weight += (t - before) * self.log_likelihood(z).double()
+            weight += (t - before) * self.log_likelihood(z).cpu().double()
         return weight
 
     @torch.no_grad()

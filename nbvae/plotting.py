@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from nbvae import curves
+from nbvae import curves, decomposition
 
 # Okabe and Ito's colours, distinct to colour-blind readers; each series has a marker of its own besides.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -144,3 +144,37 @@ def image_grid(
     ax.tick_params(length=0, labelsize=9)
     ax.spines[:].set_visible(False)
     return ax
+
+
+def four_terms(
+    series: Mapping[str, decomposition.Decomposition], errors: float = 2.0, limit: float | None = None
+) -> np.ndarray:
+    """The rate of each named model as stacked bars ② + Ⓐ + Ⓑ beside its distortion; the two `Axes`.
+
+    Bars of ± `errors` standard errors stand at the end of each term. Bars are cut at `limit` nats. The dotted line is log N,
+    where ② ends.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 0.34 * len(series) + 1.2), sharey=True, width_ratios=[3, 2])
+    rows = np.arange(len(series))
+    ends = np.zeros(len(series))
+    names = {
+        "mutual_information": "② I(x; z)",
+        "total_correlation": "Ⓐ total correlation",
+        "dimension_kl": "Ⓑ dimension-wise KL",
+    }
+    for (name, label), color, hatch in zip(names.items(), _COLORS, ("", "///", "..."), strict=False):
+        widths = np.array([getattr(each, name) for each in series.values()])
+        spread = errors * np.array([getattr(each, f"{name}_stderr") for each in series.values()])
+        left.barh(rows, widths, left=ends, color=color, edgecolor="white", linewidth=0.5, hatch=hatch, label=label)
+        ends = ends + widths
+        left.errorbar(ends, rows, xerr=spread, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+    distortion = [each.distortion for each in series.values()]
+    spread = [errors * each.distortion_stderr for each in series.values()]
+    right.errorbar(distortion, rows, xerr=spread, fmt="o", color=_COLORS[0], markersize=4.5, capsize=2)
+    left.axvline(next(iter(series.values())).log_n, color="0.4", linestyle=":", linewidth=1.2)
+    left.set(xlabel="nats per example", xlim=(0, limit or 1.05 * ends.max()), yticks=rows, yticklabels=list(series))
+    left.invert_yaxis()
+    right.set(xlabel="distortion D (nats per example)")
+    right.grid(axis="y", linewidth=0.4)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return np.array([left, right])

@@ -202,6 +202,11 @@ class StreamedNormal(distributions.Normal):
         return self.loc + self.streams.normal(self.loc.shape[1:], self.loc) * self.scale
 
 
+def double(x: Tensor) -> Tensor:
+    """x in float64: on its own device, or on the CPU where the device (MPS) has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 @contextmanager
 def seeded(seed: int, place: torch.device | str = "cpu") -> Iterator[None]:
     """Torch's global stream seeded with `seed` inside, and as it was afterwards."""
