@@ -185,7 +185,7 @@ class InfoVAE:
     """
 
     alpha: float = 0.0
-    lam: float = 100.0
+    lam: float = 30.0
     estimator: str = "mmd"
     weights: ClassVar = {"a": "1 − α", "t": "λ", "m": "λ"}
     formula: ClassVar = "D + (1 − α)R + (α + λ − 1) MMD(q(z), p(z))"
@@ -209,10 +209,17 @@ class InfoVAE:
         return Loss(rest + (self.alpha + self.lam - 1) * marginal, draw.terms)
 
 
-def mmd(a: Float[Tensor, "*models n k"], b: Float[Tensor, "*models m k"]) -> Float[Tensor, "*models"]:
-    """Squared maximum mean discrepancy of two samples, kernel exp(−‖a − b‖²/k²), all pairs kept: biased upwards, >= 0."""
+def mmd(a: Float[Tensor, "*models n k"], b: Float[Tensor, "*models m k"], unbiased: bool = False) -> Float[Tensor, "*models"]:
+    """Squared maximum mean discrepancy of two samples with the kernel exp(−‖a − b‖²/k²) (Gretton et al. 2012, eqs. 3 and 5).
+
+    With all pairs kept it is biased upwards, by about 2(1 − E kernel)/n, and >= 0; `unbiased` leaves out the pairs of a point
+    with itself and may be negative.
+    """
     squares = [(u.unsqueeze(-2) - v.unsqueeze(-3)).square().sum(-1) for u, v in ((a, a), (b, b), (a, b))]
     within_a, within_b, across = ((-square / a.shape[-1] ** 2).exp().mean((-2, -1)) for square in squares)
+    if unbiased:
+        n, m = a.shape[-2], b.shape[-2]
+        within_a, within_b = (n * within_a - 1) / (n - 1), (m * within_b - 1) / (m - 1)
     return within_a + within_b - 2 * across
 
 

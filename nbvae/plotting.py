@@ -158,9 +158,9 @@ def four_terms(
     rows = np.arange(len(series))
     ends = np.zeros(len(series))
     names = {
-        "mutual_information": "② I(x; z)",
-        "total_correlation": "Ⓐ total correlation",
-        "dimension_kl": "Ⓑ dimension-wise KL",
+        "mutual_information": "mutual information ②",
+        "total_correlation": "total correlation (A)",
+        "dimension_kl": "dimension-wise KL (B)",
     }
     for (name, label), color, hatch in zip(names.items(), _COLORS, ("", "///", "..."), strict=False):
         widths = np.array([getattr(each, name) for each in series.values()])
