@@ -46,8 +46,10 @@ class Decomposition:
     total_correlation_stderr: float
     dimension_kl: float  # Ⓑ = Σ_d KL(q(z_d) ‖ p(z_d))
     dimension_kl_stderr: float
-    dimension_kl_per_latent: Float[Tensor, " k"]
+    dimension_kl_per_latent: Float[Tensor, " k"]  # KL(q(z_d) ‖ p(z_d))
     dimension_kl_per_latent_stderr: Float[Tensor, " k"]
+    information_per_latent: Float[Tensor, " k"]  # I(x; z_d), own component kept
+    information_per_latent_stderr: Float[Tensor, " k"]
     between_groups: float | None = None  # HFVAE's Ⓐ: the total correlation between the groups of latents
     between_groups_stderr: float | None = None
     within_groups: float | None = None  # HFVAE's (i): the sum of the total correlations within each group
@@ -163,7 +165,8 @@ def decompose(
         log_q, log_q_rest = aggregate.leave_one_out(flat, mean, std, own.to(flat.device).repeat(n_samples))
     singles = torch.stack([aggregate.log_density(flat[:, [d]], mean[:, [d]], std[:, [d]]) for d in range(k)], -1)
     log_p = double(torch.distributions.Normal(*aggregate.gaussian(prior), validate_args=False).log_prob(flat))
-    log_own = columns["log_own"].flatten()
+    own_singles = columns["log_own"].flatten(0, 1)
+    log_own = own_singles.sum(-1)
     values = {
         "distortion": columns["distortion"],
         "rate": columns["rate"],
@@ -186,12 +189,13 @@ def decompose(
         joint = torch.stack([aggregate.log_density(flat[:, list(p)], mean[:, list(p)], std[:, list(p)]) for p in parts]).sum(0)
         values["between_groups"] = log_q - joint
         values["within_groups"] = joint - singles.sum(-1)
-    per_latent = (singles - log_p).unflatten(0, (n_samples, len(x))).mean(0).cpu()
+    vectors = {"dimension_kl_per_latent": singles - log_p, "information_per_latent": own_singles - singles}
+    vectors = {name: each.unflatten(0, (n_samples, len(x))).mean(0).cpu() for name, each in vectors.items()}
     return Decomposition(
         n_reference=len(reference),
         log_n=math.log(len(reference)),
-        dimension_kl_per_latent=per_latent.mean(0),
-        dimension_kl_per_latent_stderr=per_latent.std(0) / len(x) ** 0.5,
+        **{name: each.mean(0) for name, each in vectors.items()},
+        **{f"{name}_stderr": each.std(0) / len(x) ** 0.5 for name, each in vectors.items()},
         **_means(values, n_samples),
     )
 
@@ -206,19 +210,19 @@ def _means(values: dict[str, Tensor], n_samples: int) -> dict[str, float]:
 
 
 def _draws(model: objectives.Model, x: Tensor, n_samples: int) -> tuple[Float[Tensor, "draws n k"], dict[str, Tensor]]:
-    """z ~ q(z|x), `n_samples` for each x, with distortion, log q(z|x) and rate of each, (n_samples, batch) in float64."""
+    """z ~ q(z|x), `n_samples` for each x, with distortion and rate (draws, n) and log q(z_d|x) (draws, n, k) in float64."""
     prior = model.prior()
-    codes, columns = [], []
+    codes, columns = [], {"distortion": [], "rate": [], "log_own": []}
     for part in x.split(max(1, _CHUNK // x[0].numel())):
         part = part.to(prior.mean)
         posterior = model.posterior(part)
         z = posterior.sample((n_samples,))
-        rate = torch.distributions.kl_divergence(posterior, prior).expand(z.shape[:-1])
-        distortion = torch.stack([-model.likelihood(one).log_prob(part) for one in z])
         codes.append(z)
-        columns.append(torch.stack([distortion, posterior.log_prob(z), rate]))
-    names = ("distortion", "log_own", "rate")
-    return torch.cat(codes, 1), dict(zip(names, double(torch.cat(columns, -1)), strict=True))
+        columns["distortion"].append(torch.stack([-model.likelihood(one).log_prob(part) for one in z]))
+        columns["rate"].append(torch.distributions.kl_divergence(posterior, prior).expand(z.shape[:-1]))
+        own = torch.distributions.Normal(*aggregate.gaussian(posterior), validate_args=False)
+        columns["log_own"].append(own.log_prob(z))
+    return torch.cat(codes, 1), {name: double(torch.cat(parts, 1)) for name, parts in columns.items()}
 
 
 def _own_rows(x: Tensor, reference: Tensor) -> Int64[Tensor, " batch"] | None:
