@@ -200,9 +200,9 @@ def decompose(
     )
 
 
-def _means(values: dict[str, Tensor], n_samples: int) -> dict[str, float]:
+def _means(values: dict[str, Tensor], n_samples: int) -> dict[str, Any]:
     """Mean and standard error over examples of each (n_samples · batch,) or (n_samples, batch) tensor."""
-    result = {}
+    result: dict[str, Any] = {}
     for name, value in values.items():
         estimate = Estimate.of(value.reshape(n_samples, -1).mean(0))
         result |= {name: estimate.value, f"{name}_stderr": estimate.stderr}

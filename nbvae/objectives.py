@@ -215,8 +215,9 @@ def mmd(a: Float[Tensor, "*models n k"], b: Float[Tensor, "*models m k"], unbias
     With all pairs kept it is biased upwards, by about 2(1 − E kernel)/n, and >= 0; `unbiased` leaves out the pairs of a point
     with itself and may be negative.
     """
-    squares = [(u.unsqueeze(-2) - v.unsqueeze(-3)).square().sum(-1) for u, v in ((a, a), (b, b), (a, b))]
-    within_a, within_b, across = ((-square / a.shape[-1] ** 2).exp().mean((-2, -1)) for square in squares)
+    # Not by matrix products: their rounding is felt in the distance of near points.
+    apart = [torch.cdist(u, v, compute_mode="donot_use_mm_for_euclid_dist") for u, v in ((a, a), (b, b), (a, b))]
+    within_a, within_b, across = ((-distance.square() / a.shape[-1] ** 2).exp().mean((-2, -1)) for distance in apart)
     if unbiased:
         n, m = a.shape[-2], b.shape[-2]
         within_a, within_b = (n * within_a - 1) / (n - 1), (m * within_b - 1) / (m - 1)

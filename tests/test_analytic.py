@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.stats import multivariate_normal
 from sklearn.datasets import load_digits
 
 from nbvae import analytic
@@ -501,6 +502,113 @@ def test_bad_covariance_is_named_in_one_line(cov, message):
     ],
 )
 def test_bad_arguments_raise_one_line(call):
+    with pytest.raises(ValueError, match="must") as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- the terms of the rate, and the evidence
+
+
+def random_encoder(seed, n=5, k=3):
+    """A correlated encoder of unequal scales, and data that are not centred: (Σ, V, v, m, a)."""
+    rng = np.random.default_rng(seed)
+    cov = covariance(rng.uniform(0.2, 3, n), seed)
+    return cov, rng.normal(scale=0.5, size=(k, n)), rng.uniform(0.05, 1.5, k), rng.normal(size=n), rng.normal(size=k)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_four_terms_against_divergences_of_torch(seed):
+    """Every term as a KL divergence of multivariate Gaussians; ② as that of the joint of (x, z) from the product."""
+    torch = pytest.importorskip("torch")
+    from torch.distributions import MultivariateNormal, kl_divergence
+
+    cov, encoder, variance, mean, bias = random_encoder(seed)
+    terms = analytic.linear_four_terms(cov, encoder, variance, mean, bias)
+    n, k = len(cov), len(variance)
+    centre = torch.tensor(encoder @ mean + bias)
+    z_cov = torch.tensor(encoder @ cov @ encoder.T + np.diag(variance))
+    cross = torch.tensor(encoder @ cov)
+    joint_cov = torch.cat([torch.cat([torch.tensor(cov), cross.T], 1), torch.cat([cross, z_cov], 1)])
+    product_cov = torch.block_diag(torch.tensor(cov), z_cov)
+    both = torch.cat([torch.tensor(mean), centre])
+    prior = MultivariateNormal(torch.zeros(k).double(), torch.eye(k).double())
+    marginal, independent = MultivariateNormal(centre, z_cov), MultivariateNormal(centre, z_cov.diagonal().diag())
+    information = kl_divergence(MultivariateNormal(both, joint_cov), MultivariateNormal(both, product_cov))
+    for found, expected in (
+        (terms.mutual_information, information),
+        (terms.marginal_kl, kl_divergence(marginal, prior)),
+        (terms.total_correlation, kl_divergence(marginal, independent)),
+        (terms.dimension_kl, kl_divergence(independent, prior)),
+    ):
+        assert found == pytest.approx(expected.item(), abs=1e-10)
+        assert found > 0.01
+    for d in range(k):
+        alone = torch.distributions.Normal(centre[d], z_cov[d, d].sqrt())
+        expected = kl_divergence(alone, torch.distributions.Normal(torch.zeros(()).double(), 1.0))
+        assert terms.dimension_kl_per_latent[d] == pytest.approx(expected.item(), abs=1e-10)
+    # The rate, from the moments of z without these formulas: E‖z‖²/2 less the entropy of the posterior.
+    decoder = np.zeros((n, k))
+    rate, _ = analytic.linear_elbo_terms(cov, encoder, decoder, variance, mean, bias)
+    assert terms.rate == pytest.approx(rate, abs=1e-10)
+    assert terms.mutual_information + terms.marginal_kl == pytest.approx(rate, abs=1e-10)
+    spectrum = np.diag(cov)
+    diagonal = (
+        analytic.linear_four_terms(spectrum, encoder, variance),
+        analytic.linear_four_terms(np.diag(spectrum), encoder, variance),
+    )
+    assert diagonal[0].mutual_information == pytest.approx(diagonal[1].mutual_information, abs=1e-12)
+
+
+def test_four_terms_at_the_optimum_and_of_a_collapsed_encoder():
+    """At an optimum q(z) is the prior: ② is all of R. A collapsed encoder has ② = 0, whatever its mismatch to the prior."""
+    for beta in (0.5, 2, 30):
+        best = analytic.LinearGaussian(SPECTRUM, 4).solve(beta)
+        terms = analytic.linear_four_terms(SPECTRUM, best.encoder, best.posterior_variance)
+        assert terms.mutual_information == pytest.approx(best.rate, abs=1e-12)
+        for name in ("marginal_kl", "total_correlation", "dimension_kl"):
+            assert getattr(terms, name) == pytest.approx(0, abs=1e-12)
+    collapsed = analytic.linear_four_terms(SPECTRUM, np.zeros((2, 8)), [0.5, 2.0], encoder_bias=[1.0, 0.0])
+    assert collapsed.mutual_information == pytest.approx(0, abs=1e-12)
+    assert collapsed.total_correlation == pytest.approx(0, abs=1e-12)
+    assert collapsed.marginal_kl == pytest.approx(0.5 * ((0.5 + 1 - 1 - math.log(0.5)) + (2 - 1 - math.log(2))), abs=1e-12)
+
+
+def test_evidence_against_the_joint_gaussian():
+    """log p(x) by scipy, the posterior by conditioning in the joint covariance of (z, x), for n above and below k."""
+    rng = np.random.default_rng(4)
+    for n, k in ((5, 2), (2, 4), (1, 1)):
+        w, bias, sigma2, x = rng.normal(size=(n, k)), rng.normal(size=n), 0.3, rng.normal(size=(7, n))
+        log_p, means, posterior = analytic.linear_evidence(x, w, sigma2, bias)
+        marginal = w @ w.T + sigma2 * np.eye(n)
+        np.testing.assert_allclose(log_p, np.atleast_1d(multivariate_normal(bias, marginal).logpdf(x)), atol=1e-10)
+        gain = w.T @ np.linalg.inv(marginal)
+        np.testing.assert_allclose(means, (x - bias) @ gain.T, atol=1e-10)
+        np.testing.assert_allclose(posterior, np.eye(k) - gain @ w, atol=1e-10)
+        # Bayes' rule at any z: p(x) = p(z) p(x|z) / p(z|x).
+        z = rng.normal(size=k)
+        prior, truth = multivariate_normal(np.zeros(k)), multivariate_normal(means[0], posterior)
+        likelihood = multivariate_normal(w @ z + bias, sigma2 * np.eye(n))
+        assert log_p[0] == pytest.approx(prior.logpdf(z) + likelihood.logpdf(x[0]) - truth.logpdf(z), abs=1e-9)
+        centred = analytic.linear_evidence(x - bias, w, sigma2)
+        np.testing.assert_allclose(centred[0], log_p, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: analytic.linear_four_terms([1, 2], [[1, 0]], [0.0]),
+        lambda: analytic.linear_four_terms([1, 2], [[1], [0]], [1.0]),
+        lambda: analytic.linear_four_terms([[1, 0.5], [0.4, 1]], [[1, 0]], [1.0]),
+        lambda: analytic.linear_four_terms([1, 2], [[1, 0]], [1.0], mean=[1]),
+        lambda: analytic.linear_four_terms([1, 2], [[1, 0]], [1.0], encoder_bias=[1, 2]),
+        lambda: analytic.linear_evidence([1.0, 2.0], [[1.0], [1.0]], 1.0),
+        lambda: analytic.linear_evidence([[1.0, 2.0]], [[1.0, 1.0]], 1.0),
+        lambda: analytic.linear_evidence([[1.0, 2.0]], [[1.0], [1.0]], 0.0),
+        lambda: analytic.linear_evidence([[1.0, 2.0]], [[1.0], [1.0]], 1.0, [1.0]),
+    ],
+)
+def test_bad_arguments_of_the_terms_and_the_evidence(call):
     with pytest.raises(ValueError, match="must") as error:
         call()
     assert "\n" not in str(error.value)
