@@ -245,8 +245,7 @@ def linear_evidence(
     With M = WᵀW/σ² + I the posterior is N(M⁻¹Wᵀ(x − b)/σ², M⁻¹): its means (batch, k) and covariance (k, k) come second and
     third. p(x) = N(b, WWᵀ + σ²I) (Tipping & Bishop 1999, eqs. 3 and 7). x is (batch, n).
     """
-    rows = np.asarray(x, dtype=np.float64)
-    w = np.asarray(decoder, dtype=np.float64)
+    rows, w = _real("x", x)[0], _real("decoder", decoder)[0]
     if rows.ndim != 2 or w.ndim != 2 or rows.shape[1] != len(w):
         raise ValueError(f"x must be (batch, n) and decoder (n, k), got {rows.shape} and {w.shape}")
     s2 = checks.positive("sigma2", sigma2)

@@ -1,7 +1,7 @@
 """Bad input, answered in one line: each check returns the value or raises a `ValueError` that says what is allowed."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sized
 from numbers import Integral, Real
 
 
@@ -49,3 +49,9 @@ def listed(name: str, values: object) -> list:
     if isinstance(values, str) or not isinstance(values, Iterable) or not (values := list(values)):
         raise ValueError(f"{name} must be a list with at least one value, got {values!r}")
     return values
+
+
+def examples(x: Sized, least: int = 1) -> None:
+    """Raise `ValueError` if x has fewer than `least` examples along its first axis."""
+    if len(x) < least:
+        raise ValueError(f"x must have at least {least} example{'s' * (least > 1)}, got {len(x)}")

@@ -84,21 +84,21 @@ class Decomposition:
         def line(label: str, name: str, sign: str = " ") -> str:
             return f"{label:30s}{sign}{getattr(self, name):9.3f} ± {getattr(self, name + '_stderr'):.3f}"
 
-        lines = [line("D  distortion", "distortion"), line("R  rate", "rate")]
+        lines = [line("D   distortion", "distortion"), line("R   rate", "rate")]
         if self.saturated:
             lines += [
-                line("②  I(x; z)", "mutual_information", "≥") + f"   saturated: R > log N = {self.log_n:.3f}",
-                line("④  KL(q(z) ‖ p(z))", "marginal_kl", "≤") + "   an upper bound only",
+                line("②   I(x; z)", "mutual_information", "≥") + f"   saturated: R > log N = {self.log_n:.3f}",
+                line("④   KL(q(z) ‖ p(z))", "marginal_kl", "≤") + "   an upper bound only",
             ]
         else:
             lines += [
-                line("②  I(x; z)", "mutual_information")
+                line("②   I(x; z)", "mutual_information")
                 + f"   own component left out ≤ {self.mutual_information_upper:.3f}, log N = {self.log_n:.3f}",
-                line("④  KL(q(z) ‖ p(z))", "marginal_kl") + f"   own component left out ≥ {self.marginal_kl_lower:.3f}",
+                line("④   KL(q(z) ‖ p(z))", "marginal_kl") + f"   own component left out ≥ {self.marginal_kl_lower:.3f}",
             ]
-        lines += [line("Ⓐ  total correlation", "total_correlation"), line("Ⓑ  dimension-wise KL", "dimension_kl")]
+        lines += [line("TC  total correlation", "total_correlation"), line("DW  dimension-wise KL", "dimension_kl")]
         if self.between_groups is not None:
-            lines += [line("Ⓐ  between groups", "between_groups"), line("(i) within groups", "within_groups")]
+            lines += [line("TC  between groups", "between_groups"), line("TC  within groups", "within_groups")]
         return "\n".join(lines)
 
 
@@ -229,7 +229,8 @@ def _own_rows(x: Tensor, reference: Tensor) -> Int64[Tensor, " batch"] | None:
     """The index in the reference of each row of x, or None if one of them is not there."""
     if x is reference or (x.shape == reference.shape and torch.equal(x, reference)):
         return torch.arange(len(x))
-    rows, wanted = (part.detach().to(reference.dtype).cpu().flatten(1).contiguous().numpy() for part in (reference, x))
+    rows, wanted = ((part.detach().to(reference.dtype).cpu().flatten(1) + 0.0).numpy() for part in (reference, x))
+    # (0.0 was added because −0.0 has other bytes than 0.0.)
     index = {row.tobytes(): i for i, row in enumerate(rows)}
     found = [index.get(row.tobytes(), -1) for row in wanted]
     return None if -1 in found else torch.tensor(found)

@@ -134,6 +134,7 @@ def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
     linear first layer of the decoder, each `second_moment` is 1 and each `mean` 0, for rescaling or shifting a latent costs
     nothing else: a check of convergence, necessary and not sufficient.
     """
+    checks.examples(x, least=2)
     mean, std = (part.cpu().double() for part in aggregate.codes(model, x))
     second = mean.square() + std.square()
     covariance = torch.cov(mean.T, correction=0).reshape(mean.shape[-1], -1)

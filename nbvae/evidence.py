@@ -46,6 +46,7 @@ def iwae(model: objectives.Model, x: Float[Tensor, "batch ..."], n_samples: int 
     x is (batch, *shape); the value is for one example, in nats: higher is better.
     """
     n_samples = checks.whole("n_samples", n_samples)
+    checks.examples(x)
     prior = model.prior()
     values = []
     with seeded(seed, prior.mean.device):
@@ -86,11 +87,13 @@ def ais(
     """
     n_chains, n_steps = checks.whole("n_chains", n_chains), checks.whole("n_steps", n_steps)
     n_leapfrog = checks.whole("n_leapfrog", n_leapfrog)
+    checks.examples(x)
     prior = model.prior()
     k = prior.event_shape[-1]
     if posterior_samples is not None:
-        if posterior_samples.dim() != 3 or posterior_samples.shape[1:] != (len(x), k):
-            raise ValueError(f"posterior_samples must be (chains, {len(x)}, {k}), got {tuple(posterior_samples.shape)}")
+        shape: tuple[int, ...] = tuple(getattr(posterior_samples, "shape", ()))
+        if shape[1:] != (len(x), k) or not shape[0]:
+            raise ValueError(f"posterior_samples must be a tensor (chains, {len(x)}, {k}), got {shape or posterior_samples!r}")
         n_chains = len(posterior_samples)
     ramp = torch.linspace(-4, 4, n_steps + 1, dtype=torch.float64).sigmoid()
     times = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()

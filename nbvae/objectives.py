@@ -261,8 +261,8 @@ class AnchorVAE:
     anchors: tuple[int, ...] = (0,)
     lam: float = 0.5
     estimator: str = "hfvae"
-    weights: ClassVar = {"a": "1, and −λ on ② of z_a", "t": "1", "m": "1"}
-    formula: ClassVar = "D + R − λ I(z_a; x)"
+    weights: ClassVar = {"a": "1, and −λ on I(x; z_a)", "t": "1", "m": "1"}
+    formula: ClassVar = "D + R − λ I(x; z_a)"
     reference: ClassVar = "Gao et al. (2019)"
 
     def __post_init__(self) -> None:
@@ -316,7 +316,7 @@ class InformationDropout(_Weighted):
     dimension: float = 0.0
     estimator: str = "hfvae"
     weights: ClassVar = {"a": "β", "t": "γ", "m": "0"}
-    formula: ClassVar = "D + β② + γⒶ"
+    formula: ClassVar = "D + β② + γ TC"
     reference: ClassVar = "Achille & Soatto (2018)"
 
     def __post_init__(self) -> None:
@@ -345,7 +345,7 @@ class FactorVAE:
     depth: int = 3
     lr: float = 1e-3
     weights: ClassVar = {"a": "1", "t": "1 + γ", "m": "1"}
-    formula: ClassVar = "D + R + γⒶ"
+    formula: ClassVar = "D + R + γ TC"
     reference: ClassVar = "Kim & Mnih (2018)"
 
     def __post_init__(self) -> None:
@@ -408,7 +408,7 @@ class BetaTCVAE(_Weighted):
     gamma: float = 1.0
     estimator: str = "weighted"
     weights: ClassVar = {"a": "α", "t": "β", "m": "γ"}
-    formula: ClassVar = "D + α② + βⒶ + γⒷ"
+    formula: ClassVar = "D + α② + β TC + γ DW"
     reference: ClassVar = "Chen et al. (2018)"
 
     def __post_init__(self) -> None:
@@ -434,7 +434,7 @@ class HFVAE(_Weighted):
     gamma: float = 2.0
     estimator: str = "hfvae"
     weights: ClassVar = {"a": "α", "t": "β between groups, γ within", "m": "1"}
-    formula: ClassVar = "D + α② + βⒶ + γ(i) + (ii)"
+    formula: ClassVar = "D + α② + β TC + γ TC within + DW"
     reference: ClassVar = "Esmaeili et al. (2019)"
 
     def __post_init__(self) -> None:

@@ -159,8 +159,8 @@ def four_terms(
     ends = np.zeros(len(series))
     names = {
         "mutual_information": "mutual information ②",
-        "total_correlation": "total correlation (A)",
-        "dimension_kl": "dimension-wise KL (B)",
+        "total_correlation": "total correlation TC",
+        "dimension_kl": "dimension-wise KL DW",
     }
     for (name, label), color, hatch in zip(names.items(), _COLORS, ("", "///", "..."), strict=False):
         widths = np.array([getattr(each, name) for each in series.values()])

@@ -1,0 +1,409 @@
+"""log q(z) against double loops in float64, and the minibatch weights against all batches that there are."""
+
+import itertools
+import math
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import distributions
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nbvae import aggregate, models
+
+
+def naive_components(z, mean, std):
+    """log N(z; mean_i, std_i²) of one z (k,) under every component, by a loop, in float64."""
+    logs = []
+    for centre, width in zip(mean, std, strict=True):
+        dimensions = zip(z, centre, width, strict=True)
+        logs.append(sum(-0.5 * ((a - m) / s) ** 2 - math.log(s) - 0.5 * math.log(2 * math.pi) for a, m, s in dimensions))
+    return np.array(logs)
+
+
+def log_sum(logs):
+    top = max(logs)
+    return top + math.log(sum(math.exp(value - top) for value in logs))
+
+
+def naive(z, mean, std, own=None):
+    """log (1/N) Σ_i N(z_j; i) for each z_j, or (1/(N−1)) Σ_{i≠own[j]} with `own`."""
+    z, mean, std = (np.asarray(part, dtype=np.float64) for part in (z, mean, std))
+    values = []
+    for j, one in enumerate(z):
+        # The squares as they stand: nothing is expanded here.
+        logs = (-0.5 * ((one - mean) / std) ** 2 - np.log(std) - 0.5 * math.log(2 * math.pi)).sum(1)
+        if own is not None:
+            logs = np.delete(logs, own[j])
+        values.append(log_sum(logs) - math.log(len(logs)))
+    return np.array(values)
+
+
+def reference(n=200, k=3, dtype=torch.float64, width=0.3, centre=0.0):
+    mean = centre + torch.randn(n, k, dtype=torch.float64)
+    std = width * (0.5 * torch.randn(n, k, dtype=torch.float64)).exp()
+    z = mean + std * torch.randn(n, k, dtype=torch.float64)
+    return (part.to(dtype) for part in (z, mean, std))
+
+
+# ---------------------------------------------------------------- log q(z) over the whole reference
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_density_and_leave_one_out_equal_a_double_loop(dtype):
+    z, mean, std = reference(dtype=dtype, width=1.0)
+    own = torch.arange(200)
+    slow = np.array([log_sum(naive_components(one, mean.tolist(), std.tolist())) - math.log(200) for one in z.tolist()])
+    np.testing.assert_allclose(naive(z, mean, std), slow, atol=1e-10)  # the quicker loop of the tests below is the same
+    with_own, without = aggregate.leave_one_out(z, mean, std, own)
+    assert aggregate.log_density(z, mean, std).dtype == torch.float64
+    np.testing.assert_allclose(aggregate.log_density(z, mean, std), slow, atol=1e-5)
+    np.testing.assert_allclose(with_own, slow, atol=1e-5)
+    np.testing.assert_allclose(without, naive(z, mean, std, own.tolist()), atol=1e-5)
+    assert (with_own.numpy() - without.numpy() > 0.01).any()  # the two differ, so each is tested
+
+
+def test_own_component_is_any_that_is_named():
+    """Fewer z than components, in any order, one component for several z."""
+    z, mean, std = reference(width=0.1)
+    own = torch.randint(200, (31,))
+    z = mean[own] + std[own] * torch.randn(31, 3, dtype=torch.float64)
+    with_own, without = aggregate.leave_one_out(z, mean, std, own)
+    np.testing.assert_allclose(with_own, naive(z, mean, std), atol=1e-5)
+    np.testing.assert_allclose(without, naive(z, mean, std, own.tolist()), atol=1e-5)
+    two, _ = aggregate.leave_one_out(z[:1], mean[:2], std[:2], torch.tensor([0]))
+    np.testing.assert_allclose(two, naive(z[:1], mean[:2], std[:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("centre", [0.0, 100.0])
+@pytest.mark.parametrize("width", [1.0, 0.1, 0.03, 0.01, 0.003, 0.001, "mixed", "few narrow", "half dead"])
+def test_any_width_is_within_a_thousandth_of_a_nat(width, centre):
+    """Narrow posteriors cancel in the expanded squares, far z underflow: every value, not their mean, is held to 1e-3."""
+    n, k = 120, 16
+    mean = torch.randn(n, k, dtype=torch.float64)
+    if width == "mixed":
+        std = torch.empty(n, k, dtype=torch.float64).uniform_(math.log(0.001), 0).exp()
+    elif width == "few narrow":
+        std = torch.ones(n, k, dtype=torch.float64)
+        std[:5] = 0.001
+    elif width == "half dead":  # as in a trained model: some latents at the prior, the others narrow
+        std = torch.ones(n, k, dtype=torch.float64)
+        std[:, :8], mean[:, 8:] = 0.01, 0
+    else:
+        std = torch.full((n, k), width, dtype=torch.float64)
+    noise = torch.randn(n, k, dtype=torch.float64)
+    z = torch.cat(
+        [
+            mean + std * noise,  # its own
+            noise,  # of the prior
+            mean + 50 * std,  # far from every component
+            50 * torch.randn(20, k, dtype=torch.float64),
+            torch.zeros(1, k, dtype=torch.float64),
+        ]
+    )
+    z, mean = (centre + part for part in (z, mean))
+    for dtype in (torch.float64, torch.float32):
+        given = [part.to(dtype) for part in (z, mean, std)]
+        found = aggregate.log_density(*given)
+        assert found.isfinite().all()
+        np.testing.assert_allclose(found, naive(*given), rtol=1e-12, atol=1e-3)
+    own = torch.arange(n)
+    with_own, without = aggregate.leave_one_out(z[:n], mean, std, own)
+    assert without.isfinite().all()
+    np.testing.assert_allclose(with_own, naive(z[:n], mean, std), rtol=1e-12, atol=1e-3)
+    np.testing.assert_allclose(without, naive(z[:n], mean, std, own), rtol=1e-12, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [0.1, 0.2, 0.3])
+def test_far_from_narrow_posteriors_rounding_stays_below_a_thousandth_of_a_nat(width):
+    """Every distance up to log-densities of −10⁴, where single precision no longer holds a thousandth: it must be noticed."""
+    k = 14
+    mean, std = 0.15 * torch.randn(60, k, dtype=torch.float64), torch.full((60, k), width, dtype=torch.float64)
+    direction = torch.nn.functional.normalize(torch.randn(600, k, dtype=torch.float64), dim=1)
+    z = direction * torch.linspace(0, 140 * width, 600, dtype=torch.float64).unsqueeze(1)
+    exact = naive(z, mean, std)
+    assert exact.min() < -9000
+    np.testing.assert_allclose(aggregate.log_density(z, mean, std), exact, rtol=0, atol=1e-3)
+
+
+def test_distance_from_the_origin_costs_no_precision():
+    """All of it moved by 10⁵: expanded squares about the origin would be off by tenths of a nat even in float64."""
+    mean, std = 1e5 + torch.randn(100, 16, dtype=torch.float64), torch.full((100, 16), 0.01, dtype=torch.float64)
+    z = mean + std * torch.randn(100, 16, dtype=torch.float64)
+    np.testing.assert_allclose(aggregate.log_density(z, mean, std), naive(z, mean, std), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        aggregate.pairwise(z[:5], mean, std).sum(-1).logsumexp(-1) - math.log(100), naive(z[:5], mean, std), atol=1e-4
+    )
+
+
+def test_one_latent_at_a_time():
+    """What total correlation and dimension-wise KL are made of: k = 1, z at the edge of float32's exponents."""
+    mean, std = torch.linspace(-3, 3, 101).unsqueeze(1), torch.full((101, 1), 0.02)
+    z = torch.tensor([[-3.0], [0.01], [9.0], [-40.0], [1e4]])
+    found = aggregate.log_density(z, mean, std)
+    np.testing.assert_allclose(found, naive(z, mean, std), rtol=1e-9, atol=1e-3)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000, 5000])
+@pytest.mark.parametrize("width", [0.5, 0.001])  # computed in float32 and in float64
+def test_blocks_change_nothing(block, width, monkeypatch):
+    """Sizes that are no multiples of the block, of one block and more, a block that holds nothing but the own component."""
+    n, m = 61, 1100
+    z, mean, std = reference(n, 4, width=width)
+    own = torch.arange(m) % n
+    z = z.repeat(m // n + 1, 1)[:m] + 1e-4 * torch.randn(m, 4, dtype=torch.float64)
+    monkeypatch.setattr(aggregate, "_BLOCK", block)
+    with_own, without = aggregate.leave_one_out(z, mean, std, own)
+    np.testing.assert_allclose(aggregate.log_density(z, mean, std), naive(z, mean, std), atol=1e-4)
+    np.testing.assert_allclose(with_own, naive(z, mean, std), atol=1e-4)
+    np.testing.assert_allclose(without, naive(z, mean, std, own), atol=1e-4)
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of the tensors that live at once while it is on, those that were there before left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.live, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.keep(tensor)
+        return result
+
+    def keep(self, tensor):
+        storage = tensor.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        if self.held.get(key, 0) == 0:
+            self.live += size
+            self.peak = max(self.peak, self.live)
+        self.held[key] = self.held.get(key, 0) + 1
+        weakref.finalize(tensor, self.drop, key, size)
+
+    def drop(self, key, size):
+        self.held[key] -= 1
+        if self.held[key] == 0:
+            self.live -= size
+
+
+def test_memory_does_not_grow_with_the_pairs():
+    z, mean, std = torch.randn(2000, 4), torch.randn(20_000, 4), torch.full((20_000, 4), 0.3)
+    with Memory() as memory:
+        torch.exp(z[:50] @ mean.T)
+    assert memory.peak >= 2 * 50 * 20_000 * 4  # the counter sees both of these, and that they live at once
+    for width in (0.3, 0.001):  # float32 and float64
+        with Memory() as memory:
+            aggregate.log_density(z, mean, std.fill_(width))
+        assert memory.peak < 2000 * 20_000 * 4 / 10  # 160 MB for all pairs
+
+
+def test_measuring_takes_no_gradients():
+    z, mean, std = (part.requires_grad_() for part in reference(20))
+    assert not aggregate.log_density(z, mean, std).requires_grad
+    assert not aggregate.leave_one_out(z, mean, std, torch.arange(20))[1].requires_grad
+
+
+# ---------------------------------------------------------------- minibatch weights
+
+
+@pytest.mark.parametrize(("n", "batch"), [(2, 1), (2, 2), (6, 3), (50, 50), (1000, 64)])
+def test_sums_of_the_weights(n, batch):
+    like = torch.zeros((), dtype=torch.float64)
+    for name, total in (("weighted", 1 / n), ("stratified", 1.0), ("hfvae", 1.0)):
+        weights = aggregate.log_weights(name, batch, n, like).exp()
+        assert weights.shape == (batch, batch)
+        assert (weights >= 0).all()
+        if batch > 1:
+            np.testing.assert_allclose(weights.sum(1), total, rtol=1e-12)
+        if name != "weighted":
+            np.testing.assert_allclose(weights.diagonal(), 1 / n, rtol=1e-12)  # each row's own: not a column of them
+    assert aggregate.log_weights("hfvae", batch, n, torch.zeros(())).dtype == torch.float32
+
+
+@pytest.mark.parametrize("estimator", ["stratified", "hfvae"])
+@pytest.mark.parametrize(("n", "batch"), [(6, 3), (5, 2), (5, 4), (4, 4)])
+def test_average_over_all_batches_is_the_density(n, batch, estimator):
+    """x_j in row r, the other rows filled in every order with every choice from the N − 1 others: the mean is q(z_j)."""
+    z, mean, std = reference(n, 2, width=0.5)
+    pairs = aggregate.pairwise(z, mean, std)
+    weights = aggregate.log_weights(estimator, batch, n, z)
+    exact = naive(z, mean, std)
+    exact_latents = np.stack([naive(z[:, [d]], mean[:, [d]], std[:, [d]]) for d in range(2)], 1)
+    for row, j in itertools.product(range(batch), range(n)):
+        rest = [i for i in range(n) if i != j]
+        batches = [(*order[:row], j, *order[row:]) for order in itertools.permutations(rest, batch - 1)]
+        found = [aggregate.mix(pairs[list(each)][:, list(each)], weights, [[0, 1]]) for each in batches]
+        for name, truth in (("joint", exact[j]), ("groups", exact[j]), ("latents", exact_latents[j])):
+            mean_density = torch.stack([getattr(each, name)[row].exp() for each in found]).mean(0)
+            np.testing.assert_allclose(mean_density, np.broadcast_to(np.exp(truth), mean_density.shape), rtol=1e-10)
+
+
+def test_weighted_sampling_is_off_by_log_b_apart_and_by_log_n_together():
+    """By hand. Apart: q̂ = q_own/NB against q_own/N. Together: q̂ = B·q/NB against q."""
+    n, b = 40, 8
+    like = torch.zeros((), dtype=torch.float64)
+    weights = aggregate.log_weights("weighted", b, n, like)
+    for spread, shift in ((100.0, math.log(b)), (0.0, math.log(n))):
+        mean = spread * torch.arange(n, dtype=torch.float64).unsqueeze(1).expand(n, 2)
+        std = torch.full((n, 2), 0.7, dtype=torch.float64)
+        z = mean + std * torch.randn(n, 2, dtype=torch.float64)
+        found = aggregate.mix(aggregate.pairwise(z[:b], mean[:b], std[:b]), weights).joint
+        np.testing.assert_allclose(found, naive(z[:b], mean, std) - shift, atol=1e-10)
+
+
+def test_a_batch_of_one_has_its_own_weight_and_a_batch_of_all_is_exact():
+    """Of all with weights that are equal, that is: the stratified ones are not, they are right on average over the orders."""
+    n = 12
+    z, mean, std = reference(n, 3)
+    own = np.array([naive_components(z[j].tolist(), mean[[j]].tolist(), std[[j]].tolist())[0] for j in range(n)])
+    for name in aggregate.MINIBATCH:
+        alone = aggregate.mix(aggregate.pairwise(z[:1], mean[:1], std[:1]), aggregate.log_weights(name, 1, n, z)).joint
+        assert alone.item() == pytest.approx(own[0] - math.log(n), abs=1e-10)
+    for name, shift in (("weighted", math.log(n)), ("hfvae", 0.0)):
+        joint = aggregate.mix(aggregate.pairwise(z, mean, std), aggregate.log_weights(name, n, n, z)).joint
+        np.testing.assert_allclose(joint, naive(z, mean, std) - shift, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: aggregate.log_weights("weighted", 5, 4, torch.zeros(())), "batch of 5 .* reference of 4"),
+        (lambda: aggregate.log_weights("hfvae", 0, 4, torch.zeros(())), "batch of 0"),
+        (lambda: aggregate.log_weights("exact", 2, 4, torch.zeros(())), "estimator must be one of weighted"),
+        (lambda: aggregate.log_weights([], 2, 4, torch.zeros(())), "estimator must be one of"),
+        (lambda: aggregate.leave_one_out(*reference(1), torch.tensor([0])), "at least two"),
+        (lambda: aggregate.check_reference(torch.zeros(1, 3)), "at least two"),
+    ],
+)
+def test_bad_arguments_in_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- sums of pairs
+
+
+def test_pairs_are_the_densities_of_every_z_under_every_component():
+    z, mean, std = reference(5, 3)
+    pairs = aggregate.pairwise(z[:4], mean, std)
+    assert pairs.shape == (4, 5, 3)
+    for j, i, d in itertools.product(range(4), range(5), range(3)):
+        exact = -0.5 * ((z[j, d] - mean[i, d]) / std[i, d]) ** 2 - math.log(std[i, d]) - 0.5 * math.log(2 * math.pi)
+        assert pairs[j, i, d].item() == pytest.approx(exact.item(), abs=1e-12)
+
+
+def test_weights_enter_once_however_many_latents():
+    """log Σ_i w_i Π_d q(z_d|x_i): a weight inside the sum over d would count k times."""
+    z, mean, std = reference(6, 4)
+    w = torch.rand(6, 6, dtype=torch.float64)
+    groups = [[2, 0], [3], [1]]
+    found = aggregate.mix(aggregate.pairwise(z, mean, std), w.log(), groups)
+    columns = [(mean[:, [d]].tolist(), std[:, [d]].tolist()) for d in range(4)]
+    density = np.exp([[naive_components([one[d]], *columns[d]) for d in range(4)] for one in z.tolist()])
+    for j in range(6):  # density: (z, latent, component)
+        assert found.joint[j].item() == pytest.approx(math.log((w[j].numpy() * density[j].prod(0)).sum()), abs=1e-10)
+        for g, group in enumerate(groups):
+            exact = math.log((w[j].numpy() * density[j][group].prod(0)).sum())
+            assert found.groups[j, g].item() == pytest.approx(exact, abs=1e-10)
+        for d in range(4):
+            assert found.latents[j, d].item() == pytest.approx(math.log((w[j].numpy() * density[j][d]).sum()), abs=1e-10)
+    assert aggregate.mix(aggregate.pairwise(z, mean, std), w.log()).groups.shape == (6, 0)
+
+
+def test_leading_model_dimensions_are_models_side_by_side():
+    sets = [list(reference(7, 3)) for _ in range(2)]
+    z, mean, std = (torch.stack(parts) for parts in zip(*sets, strict=True))
+    for weights in (aggregate.log_weights("stratified", 7, 30, z), torch.full((7,), -math.log(7), dtype=z.dtype)):
+        found = aggregate.mix(aggregate.pairwise(z, mean, std), weights, [[0, 2], [1]])
+        assert [part.shape for part in found] == [(2, 7), (2, 7, 2), (2, 7, 3)]
+        for m, one in enumerate(sets):
+            alone = aggregate.mix(aggregate.pairwise(*one), weights, [[0, 2], [1]])
+            for a, b in zip(found, alone, strict=True):
+                np.testing.assert_allclose(a[m], b, rtol=1e-12)
+    np.testing.assert_allclose(found.joint[1], naive(*sets[1]), atol=1e-10)
+
+
+def test_gradients_of_the_density():
+    """∂ log q(z)/∂μ_i = r_i (z − μ_i)/σ_i², r_i the responsibility of component i; and in z, minus their sum."""
+    z, mean, std = (part.requires_grad_() for part in reference(5, 2))
+    weights = torch.full((5,), -math.log(5), dtype=torch.float64)
+    found = aggregate.mix(aggregate.pairwise(z[:1], mean, std), weights).joint
+    by_z, by_mean, by_std = torch.autograd.grad(found.sum(), (z, mean, std))
+    logs = naive_components(z[0].tolist(), mean.tolist(), std.tolist())
+    share = np.exp(logs - log_sum(logs))[:, None]
+    scaled = ((z[:1] - mean) / std**2).detach().numpy()
+    np.testing.assert_allclose(by_mean, share * scaled, atol=1e-10)
+    np.testing.assert_allclose(by_z[0], -(share * scaled).sum(0), atol=1e-10)
+    width = std.detach().numpy()
+    np.testing.assert_allclose(by_std, share * (scaled**2 * width - 1 / width), atol=1e-10)
+
+
+# ---------------------------------------------------------------- groups, posteriors
+
+
+def test_groups_are_kept_in_their_order():
+    assert aggregate.partition([[2, 0], (1,)], 3) == ((2, 0), (1,))
+    assert aggregate.partition(np.array([[0, 1], [3, 2]])) == ((0, 1), (3, 2))
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [[0, 1]],
+        [[0, 1], [1, 2]],
+        [[0, 1, 1, 2]],
+        [[-1, 0, 1]],
+        [[0, 1], [3]],
+        [[0, 1, 2], []],
+        [],
+        [0, 1, 2],
+        3,
+        None,
+        "012",
+        [[0.0, 1, 2]],
+    ],
+)
+def test_groups_that_are_no_partition(groups):
+    with pytest.raises(
+        ValueError, match="groups must be lists with each of the latents 0 to 2 in exactly one of them"
+    ) as error:
+        aggregate.partition(groups, 3)
+    assert "\n" not in str(error.value)
+
+
+def test_groups_without_a_size_must_still_be_a_partition():
+    for groups in ([[0], [2]], [[0, 0]], [[]], []):
+        with pytest.raises(ValueError, match="groups must be lists"):
+            aggregate.partition(groups)
+
+
+@pytest.mark.parametrize(
+    "posterior",
+    [
+        distributions.Normal(torch.zeros(4, 2), 1.0),
+        distributions.Independent(distributions.Laplace(torch.zeros(4, 2), 1.0), 1),
+        distributions.Independent(distributions.Normal(torch.zeros(4, 2), 1.0), 2),
+        distributions.MultivariateNormal(torch.zeros(4, 2), torch.eye(2)),
+    ],
+)
+def test_other_posteriors_are_refused(posterior):
+    with pytest.raises(ValueError, match="diagonal Gaussian") as error:
+        aggregate.gaussian(posterior)
+    assert "\n" not in str(error.value)
+
+
+def test_codes_are_encoded_in_parts(monkeypatch):
+    model = models.VAE((2, 3), 2, likelihood="bernoulli").double()
+    x = torch.rand(11, 2, 3)
+    posterior = model.posterior(x.double())
+    for chunk in (1 << 24, 4 * 6, 1):
+        monkeypatch.setattr(aggregate, "_CHUNK", chunk)
+        mean, std = aggregate.codes(model, x)
+        np.testing.assert_allclose(mean, posterior.mean.detach(), atol=1e-14)
+        np.testing.assert_allclose(std, posterior.variance.sqrt().detach(), atol=1e-14)
+    assert not mean.requires_grad
