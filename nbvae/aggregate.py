@@ -5,7 +5,6 @@ training needs, `pairwise` and the weights of the minibatch estimators, keeps gr
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -112,8 +111,8 @@ def mix(
 def partition(groups: Sequence[Sequence[int]], latent_dim: int | None = None) -> tuple[tuple[int, ...], ...]:
     """`groups` as tuples, if each of the latents 0 … k−1 is in exactly one of them; `ValueError` otherwise. k None: any k."""
     try:
-        parts = tuple(tuple(operator.index(latent) for latent in group) for group in groups)
-    except TypeError:
+        parts = tuple(tuple(checks.whole("latent", latent, minimum=0) for latent in group) for group in groups)
+    except (TypeError, ValueError):
         parts = ()
     members = sorted(latent for part in parts for latent in part)
     if not parts or not all(parts) or members != list(range(latent_dim or len(members))):

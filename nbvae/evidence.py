@@ -91,9 +91,9 @@ def ais(
     prior = model.prior()
     k = prior.event_shape[-1]
     if posterior_samples is not None:
-        shape: tuple[int, ...] = tuple(getattr(posterior_samples, "shape", ()))
-        if shape[1:] != (len(x), k) or not shape[0]:
-            raise ValueError(f"posterior_samples must be a tensor (chains, {len(x)}, {k}), got {shape or posterior_samples!r}")
+        shape = getattr(posterior_samples, "shape", (0,))
+        if tuple(shape[1:]) != (len(x), k) or shape[0] == 0:
+            raise ValueError(f"posterior_samples must be a tensor (chains, {len(x)}, {k}), got the shape {tuple(shape)}")
         n_chains = len(posterior_samples)
     ramp = torch.linspace(-4, 4, n_steps + 1, dtype=torch.float64).sigmoid()
     times = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()

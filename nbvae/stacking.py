@@ -125,6 +125,8 @@ def stack_numbers(each: Sequence[Any], like: Tensor) -> Any:
     for field in fields(first):
         values = [getattr(one, field.name) for one in each]
         if any(value != values[0] for value in values):
+            if not all(isinstance(value, float) for value in values) or field.name == "lr":
+                raise ValueError(f"models trained together must have the same {field.name}, got {values[0]!r} and others")
             # Past the frozen dataclass and its checks, which each objective has passed on its own.
             object.__setattr__(stacked, field.name, torch.tensor(values, dtype=like.dtype, device=like.device))
     return stacked

@@ -198,7 +198,7 @@ def test_the_table_names_every_term_with_its_error():
     assert f"log N = {math.log(300):.3f}" in str(free)
     lines = str(found).splitlines()
     for label, name in zip(
-        ("D ", "R ", "②", "④", "Ⓐ  total", "Ⓑ", "Ⓐ  between", "(i)"),
+        ("D ", "R ", "②", "④", "TC  total", "DW", "TC  between", "TC  within"),
         ("distortion", "rate", *TERMS, "between_groups", "within_groups"),
         strict=True,
     ):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nbvae import nn as networks
-from nbvae import stacking
+from nbvae import objectives, stacking
 
 
 @pytest.mark.parametrize("network", networks.NETWORKS)
@@ -40,3 +40,18 @@ def test_what_cannot_be_stacked_is_refused():
         stacking.stack([torch.nn.Sequential(torch.nn.BatchNorm1d(3)) for _ in range(2)])
     with pytest.raises(ValueError, match="bias"):
         stacking.stack([torch.nn.Linear(3, 2, bias=False) for _ in range(2)])
+
+
+@pytest.mark.parametrize(
+    ("pair", "name"),
+    [
+        ((objectives.Capacity(ramp_steps=1), objectives.Capacity(ramp_steps=2)), "ramp_steps"),
+        ((objectives.AnchorVAE(anchors=(0,)), objectives.AnchorVAE(anchors=(1,))), "anchors"),
+        ((objectives.BetaTCVAE(), objectives.BetaTCVAE(estimator="hfvae")), "estimator"),
+        ((objectives.FactorVAE(lr=1e-3), objectives.FactorVAE(lr=1e-2)), "lr"),
+    ],
+)
+def test_settings_that_cannot_differ_within_a_stack(pair, name):
+    with pytest.raises(ValueError, match=f"must have the same {name}") as error:
+        stacking.stack_numbers(pair, torch.zeros(()))
+    assert "\n" not in str(error.value)
