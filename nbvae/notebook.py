@@ -34,6 +34,20 @@ def begin(cells: Sequence[str]) -> None:
     check_parameters(cells)
 
 
+def glue(name: str, value: object) -> None:
+    """Keep `value` under `name` for the text, where {glue:text}`name` stands for it; nothing is shown.
+
+    What myst_nb.glue(name, value, display=False) writes into the notebook, without the seconds that importing nbformat takes.
+    """
+    from IPython.core.formatters import format_display_data
+    from IPython.display import display
+
+    prefix = "application/papermill.record/"
+    data, metadata = format_display_data(value)
+    metadata["scrapbook"] = {"name": name, "mime_prefix": prefix}
+    display({prefix + kind: each for kind, each in data.items()}, raw=True, metadata=metadata)
+
+
 def check_parameters(cells: Sequence[str]) -> None:
     """Raise `ValueError` if papermill's injected cell sets a name that no cell before it sets."""
     declared: set[str] = set()

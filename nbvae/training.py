@@ -273,7 +273,7 @@ def _loop(
     optimiser = torch.optim.Adam(parameters, lr=config.lr, fused=True)
     schedule = _schedule(optimiser, config, config.epochs * len(batches))
     beside = {} if companion is None else {"companion": companion}
-    second = None if companion is None else torch.optim.Adam(companion.parameters(), lr=objective.lr)
+    second = None if companion is None else torch.optim.Adam(companion.parameters(), lr=objective.lr, fused=True)
     record = _Record(parameters)
     for epoch in tqdm(range(config.epochs), desc="training", unit="epoch", leave=False, disable=not watched()):
         orders = streams.permutations(len(train))
