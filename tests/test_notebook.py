@@ -85,3 +85,17 @@ def test_unknown_names_are_found_wherever_papermill_puts_its_cell():
     with pytest.raises(ValueError, match="unknown parameter d, e; this notebook has: a, b"):
         notebook.check_parameters([*cells[:2], "# Parameters\nd = 3\ne = [1]\na = 0\n", *cells[2:]])
     notebook.check_parameters(["%config x", "a = 1", "b = 2"])  # run by hand: nothing was injected
+
+
+def test_glue_writes_what_myst_nb_reads(shell):
+    """The same message as that of myst_nb, which the book is rendered with."""
+    import myst_nb
+
+    written = []
+    for glue in (notebook.glue, lambda name, value: myst_nb.glue(name, value, display=False)):
+        for value in (0.25, 7):
+            with capture_output() as shown:
+                glue("key", value)
+            written.append([(output.data, output.metadata) for output in shown.outputs])
+    assert written[:2] == written[2:]
+    assert written[0][0][0] == {"application/papermill.record/text/plain": "0.25"}
