@@ -407,3 +407,45 @@ def test_codes_are_encoded_in_parts(monkeypatch):
         np.testing.assert_allclose(mean, posterior.mean.detach(), atol=1e-14)
         np.testing.assert_allclose(std, posterior.variance.sqrt().detach(), atol=1e-14)
     assert not mean.requires_grad
+
+
+# ---------------------------------------------------------------- maximum mean discrepancy
+
+
+def test_exact_mmd_is_the_integral_of_the_kernel():
+    """In one dimension by Gauss–Hermite quadrature over both points of each pair; in three against a U-statistic."""
+    mean = torch.tensor([[0.4], [-1.0], [2.0]], dtype=torch.float64)
+    std = torch.tensor([[0.5], [0.2], [1.5]], dtype=torch.float64)
+    nodes, weights = (torch.as_tensor(each) for each in np.polynomial.hermite_e.hermegauss(60))
+    weights = weights / weights.sum()
+
+    def points(m, s):
+        return (m + s * nodes).flatten(), (weights.expand(len(m), -1) / len(m)).flatten()
+
+    def expected(a, b):
+        return (a[1].unsqueeze(1) * b[1] * torch.exp(-((a[0].unsqueeze(1) - b[0]) ** 2))).sum().item()
+
+    q, p = points(mean, std), points(torch.zeros(1, 1).double(), torch.ones(1, 1).double())
+    assert aggregate.mmd(mean, std) == pytest.approx(expected(q, q) + expected(p, p) - 2 * expected(q, p), abs=1e-10)
+
+    torch.manual_seed(0)
+    mean, std = 0.8 * torch.randn(40, 3).double() + 0.3, torch.rand(40, 3).double() + 0.2
+    values = []
+    for _ in range(100):
+        rows = torch.randint(40, (400,))
+        a, b = torch.normal(mean[rows], std[rows]), torch.randn(400, 3).double()
+        same = [torch.exp(-torch.cdist(x, x).square() / 9) for x in (a, b)]
+        values.append(
+            sum((kernel.sum() - 400) / (400 * 399) for kernel in same) - 2 * torch.exp(-(torch.cdist(a, b) ** 2) / 9).mean()
+        )
+    values = torch.stack(values)
+    assert abs(values.mean() - aggregate.mmd(mean, std)) < 3 * values.std() / 10
+
+
+def test_exact_mmd_is_zero_for_the_prior_itself(monkeypatch):
+    zero, one = torch.zeros(5, 4), torch.ones(5, 4)
+    assert aggregate.mmd(zero, one) == pytest.approx(0, abs=1e-12)
+    value = aggregate.mmd(zero + 0.3 * torch.arange(5).unsqueeze(1), one)
+    assert value > 1e-3
+    monkeypatch.setattr(aggregate, "_BLOCK", 7)
+    assert aggregate.mmd(zero + 0.3 * torch.arange(5).unsqueeze(1), one) == pytest.approx(value, rel=1e-12)

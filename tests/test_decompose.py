@@ -688,3 +688,23 @@ def test_bad_arguments_in_one_line():
         with pytest.raises(ValueError, match=message) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_the_mean_over_trainings_has_their_spread():
+    x = gaussian_sample(200, np.zeros(4), ROOT)
+    runs = [
+        estimators.decompose(linear_model(scale * ENCODER, np.array([0.8, 0.9, 0.7])), x, n_samples=3, groups=[[0], [1, 2]])
+        for scale in (0.5, 0.6, 0.8)
+    ]
+    mean = estimators.Decomposition.mean_of(runs)
+    for name in ("distortion", "rate", *TERMS, "mutual_information_upper", "marginal_kl_lower", "between_groups"):
+        values = np.array([getattr(run, name) for run in runs])
+        assert getattr(mean, name) == pytest.approx(values.mean())
+        assert getattr(mean, f"{name}_stderr") == pytest.approx(values.std(ddof=1) / 3**0.5)
+    per_latent = np.stack([run.dimension_kl_per_latent.numpy() for run in runs])
+    assert mean.dimension_kl_per_latent.numpy() == pytest.approx(per_latent.mean(0))
+    assert mean.dimension_kl_per_latent_stderr.numpy() == pytest.approx(per_latent.std(0, ddof=1) / 3**0.5)
+    assert mean.log_n == runs[0].log_n
+    for bad in (runs[:1], [runs[0], estimators.decompose(linear_model(ENCODER, np.ones(3)), x[:50])]):
+        with pytest.raises(ValueError, match="at least two decompositions"):
+            estimators.Decomposition.mean_of(bad)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbvae import curves, plotting
+from nbvae import curves, estimators, models, plotting
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +74,24 @@ def test_image_grid_puts_every_image_in_its_place(shape, columns):
     last = sheet[height + 1 : 2 * height + 1, (columns - 1) * (width + 1) : columns * (width + 1) - 1]
     wanted = images[1, -1].reshape(height, width) if shape[0] != 3 else images[1, -1].movedim(0, -1)
     np.testing.assert_allclose(np.asarray(last).reshape(wanted.shape), wanted)
+
+
+def test_bars_of_the_terms_end_where_the_terms_add_up_to():
+    x = torch.randn(60, 1, 2, 3)
+    made = {}
+    for name in ("one", "two"):
+        torch.manual_seed(len(made))
+        model = models.VAE((1, 2, 3), 2, likelihood="gaussian")
+        made[name] = estimators.decompose(model, x, n_samples=5)
+    left, right = plotting.four_terms(made)
+    ends = [container.errorbar for container in left.containers if hasattr(container, "errorbar")]
+    bars = [patch for container in left.containers if hasattr(container, "patches") for patch in container.patches]
+    assert len(bars) == 6
+    assert len(ends) in (0, 3)
+    for row, found in enumerate(made.values()):
+        last = bars[4 + row]
+        total = found.mutual_information + found.total_correlation + found.dimension_kl
+        assert last.get_x() + last.get_width() == pytest.approx(total)
+        assert last.get_y() + last.get_height() / 2 == pytest.approx(row)
+    assert [label.get_text() for label in left.get_yticklabels()] == ["one", "two"]
+    assert right.lines[0].get_xdata().tolist() == pytest.approx([found.distortion for found in made.values()])
