@@ -254,7 +254,7 @@ def _by_beta(name: str) -> Callable[[float], Callable[..., objectives.Loss]]:
     kind = objectives.TABLE[name]
     if "beta" not in {field.name for field in fields(kind)}:
         raise ValueError(f"objective={name!r} has no beta to sweep over")
-    return kind
+    return lambda beta: kind(beta=beta)
 
 
 def _loop(

@@ -926,3 +926,10 @@ def test_pixels_that_are_drawn_anew_have_no_exact_codes():
     for objective in (objectives.FactorVAE(), objectives.BetaTCVAE(estimator="exact"), objectives.InfoVAE(estimator="exact")):
         refused("binarize='dynamic'", lambda o=objective: training.fit(make(), grey, o, QUICK))
     training.fit(make(), subset(grey, 20), objectives.BetaTCVAE(), dataclasses.replace(QUICK, epochs=1))
+
+
+@pytest.mark.parametrize("name", ["beta_vae", "beta_tcvae", "hfvae", "information_dropout"])
+def test_a_sweep_by_name_sets_beta_and_nothing_else(name):
+    few = data.Dataset(name="few", train=(torch.rand(6, 4) > 0.5).float(), validation=torch.ones(1, 4), test=torch.ones(1, 4))
+    runs = training.sweep(lambda: models.VAE((4,), 2), few, [0.5, 2.0], objective=name, config=training.TrainConfig(epochs=1))
+    assert [run.objective for run in runs] == [objectives.TABLE[name](beta=beta) for beta in (0.5, 2.0)]
