@@ -146,6 +146,7 @@ def decompose(
     aggregate.check_reference(reference)
     if len(x) < 2:
         raise ValueError(f"a standard error needs at least two examples, got {len(x)}")
+    objectives.check_data(model, x)
     n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
     prior = model.prior()
     aggregate.gaussian(prior)

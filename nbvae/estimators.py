@@ -52,6 +52,7 @@ def evaluate(
     like = model.prior().mean
     if len(x) < 2:
         raise ValueError(f"a standard error needs at least two examples, got {len(x)}")
+    objectives.check_data(model, x)
     n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
     columns = []
     with seeded(seed, like.device):

@@ -47,6 +47,7 @@ def iwae(model: objectives.Model, x: Float[Tensor, "batch ..."], n_samples: int 
     """
     n_samples = checks.whole("n_samples", n_samples)
     checks.examples(x)
+    objectives.check_data(model, x)
     prior = model.prior()
     values = []
     with seeded(seed, prior.mean.device):
@@ -88,6 +89,7 @@ def ais(
     n_chains, n_steps = checks.whole("n_chains", n_chains), checks.whole("n_steps", n_steps)
     n_leapfrog = checks.whole("n_leapfrog", n_leapfrog)
     checks.examples(x)
+    objectives.check_data(model, x)
     prior = model.prior()
     k = prior.event_shape[-1]
     if posterior_samples is not None:

@@ -56,6 +56,13 @@ def elbo_terms(model: Model, x: Float[Tensor, "..."]) -> Terms:
     return _draw(model, x).terms
 
 
+def check_data(model: Model, x: Tensor) -> None:
+    """Raise `ValueError` where the model says that x is no data for its likelihood: grey pixels under a Bernoulli, say."""
+    check = getattr(model, "check", None)
+    if callable(check):
+        check(x)
+
+
 class _Draw(NamedTuple):
     posterior: distributions.Distribution
     z: Float[Tensor, "*models batch k"]

@@ -721,3 +721,12 @@ def test_the_mean_over_trainings_has_their_spread():
     for bad in (runs[:1], [runs[0], estimators.decompose(linear_model(ENCODER, np.ones(3)), x[:50])]):
         with pytest.raises(ValueError, match="at least two decompositions"):
             estimators.Decomposition.mean_of(bad)
+
+
+def test_measuring_refuses_grey_pixels_under_a_bernoulli_likelihood():
+    grey = data.load("digits", binarize=None).test[:20]
+    model = models.VAE(grey.shape[1:], 2)
+    for measure in (estimators.evaluate, estimators.decompose, estimators.iwae, estimators.ais):
+        with pytest.raises(ValueError, match="pixels that are 0 or 1") as error:
+            measure(model, grey)
+        assert "\n" not in str(error.value)
