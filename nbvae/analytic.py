@@ -190,13 +190,13 @@ def linear_elbo_terms(
 
 @dataclass(frozen=True, eq=False)
 class GaussianTerms:
-    """Exact terms of the rate where q(z) is Gaussian, nats. R = ② + ④ and ④ = Ⓐ + Ⓑ."""
+    """Exact terms of the rate where q(z) is Gaussian, nats. R = ② + ④ and ④ = TC + DW."""
 
     rate: float  # R = E KL(q(z|x) ‖ p(z))
     mutual_information: float  # ② = I(x; z)
     marginal_kl: float  # ④ = KL(q(z) ‖ p(z))
-    total_correlation: float  # Ⓐ = KL(q(z) ‖ Π_d q(z_d))
-    dimension_kl: float  # Ⓑ = Σ_d KL(q(z_d) ‖ p(z_d))
+    total_correlation: float  # TC = KL(q(z) ‖ Π_d q(z_d))
+    dimension_kl: float  # DW = Σ_d KL(q(z_d) ‖ p(z_d))
     dimension_kl_per_latent: Float[np.ndarray, " k"]
 
 
@@ -208,7 +208,7 @@ def linear_four_terms(
     The aggregated posterior is N(c, S) with c = Vm + a and S = V Σ Vᵀ + diag v, so that
 
         ② = ½ [log det S − Σ_i log v_i]        ④ = ½ [tr S + ‖c‖² − k − log det S]
-        Ⓐ = ½ [Σ_i log S_ii − log det S]       Ⓑ_i = ½ [S_ii + c_i² − 1 − log S_ii]
+        TC = ½ [Σ_i log S_ii − log det S]       DW_i = ½ [S_ii + c_i² − 1 − log S_ii]
 
     Arguments and errors are those of `linear_elbo_terms`.
     """

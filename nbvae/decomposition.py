@@ -1,7 +1,7 @@
 """The ELBO taken apart: D, R and the terms of R with log q(z) over a whole data set, and what minibatches make of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -43,15 +43,15 @@ class Decomposition:
     marginal_kl_stderr: float
     marginal_kl_lower: float  # ④ with the own component left out
     marginal_kl_lower_stderr: float
-    total_correlation: float  # Ⓐ
+    total_correlation: float  # TC = KL(q(z) ‖ Π_d q(z_d))
     total_correlation_stderr: float
-    dimension_kl: float  # Ⓑ = Σ_d KL(q(z_d) ‖ p(z_d))
+    dimension_kl: float  # DW, the dimension-wise KL, = Σ_d KL(q(z_d) ‖ p(z_d))
     dimension_kl_stderr: float
     dimension_kl_per_latent: Float[Tensor, " k"]  # KL(q(z_d) ‖ p(z_d))
     dimension_kl_per_latent_stderr: Float[Tensor, " k"]
     information_per_latent: Float[Tensor, " k"]  # I(x; z_d), own component kept
     information_per_latent_stderr: Float[Tensor, " k"]
-    between_groups: float | None = None  # HFVAE's Ⓐ: the total correlation between the groups of latents
+    between_groups: float | None = None  # HFVAE's TC: the total correlation between the groups of latents
     between_groups_stderr: float | None = None
     within_groups: float | None = None  # HFVAE's (i): the sum of the total correlations within each group
     within_groups_stderr: float | None = None
@@ -62,8 +62,11 @@ class Decomposition:
         return self.rate > self.log_n and self.mutual_information_upper - self.mutual_information > 0.5
 
     @classmethod
-    def mean_of(cls, runs: Sequence["Decomposition"]) -> "Decomposition":
+    def mean_of(cls, runs: Iterable["Decomposition"]) -> "Decomposition":
         """The mean of the decompositions of several trainings on one reference, with standard errors over the trainings."""
+        runs = list(runs)
+        if any(not isinstance(run, cls) for run in runs):
+            raise ValueError("a mean is of decompositions; held-out examples have CrossTerms, which are none")
         if len(runs) < 2 or len({(run.n_reference, run.within_groups is None) for run in runs}) > 1:
             raise ValueError("a mean needs at least two decompositions with one reference size and the same groups")
         values: dict[str, Any] = {"n_reference": runs[0].n_reference, "log_n": runs[0].log_n}
@@ -82,26 +85,43 @@ class Decomposition:
         return cls(**values)
 
     def __str__(self) -> str:
-        def line(label: str, name: str, sign: str = " ") -> str:
-            return f"{label:30s}{sign}{getattr(self, name):9.3f} ± {getattr(self, name + '_stderr'):.3f}"
-
-        lines = [line("D   distortion", "distortion"), line("R   rate", "rate")]
-        sign, why = ("≥≤", f"   saturated: R > log N = {self.log_n:.3f}") if self.saturated else ("  ", "")
-        lines += [
-            line("②   I(x; z)", "mutual_information", sign[0])
-            + f"   own component left out ≤ {self.mutual_information_upper:.3f}, log N = {self.log_n:.3f}{why}",
-            line("④   KL(q(z) ‖ p(z))", "marginal_kl", sign[1])
-            + f"   own component left out ≥ {self.marginal_kl_lower:.3f}{', an upper bound only' if self.saturated else ''}",
+        information = (
+            _line(self, "② I(x; z)", "mutual_information")
+            + f", at most log N = {self.log_n:.3f}; without own component {self.mutual_information_upper:.3f}"
+        )
+        marginal = _line(self, "④ KL(q(z) ‖ p(z))", "marginal_kl") + f"; without own component {self.marginal_kl_lower:.3f}"
+        lines = [
+            _line(self, "D distortion", "distortion"),
+            _line(self, "R rate", "rate"),
+            information,
+            marginal,
+            _line(self, "TC total correlation", "total_correlation"),
+            _line(self, "DW dimension-wise KL", "dimension_kl"),
         ]
-        lines += [line("TC  total correlation", "total_correlation"), line("DW  dimension-wise KL", "dimension_kl")]
         if self.between_groups is not None:
-            lines += [line("TC  between groups", "between_groups"), line("TC  within groups", "within_groups")]
+            lines += [
+                _line(self, "TC between groups", "between_groups"),
+                _line(self, "TC within groups", "within_groups"),
+            ]
+        if self.saturated:
+            lines += [
+                f"Saturated: R > log N = {self.log_n:.3f}. {self.n_reference} examples cannot tell ②, ④, TC of the population:",
+                f"② lies between {self.mutual_information:.3f} and {self.mutual_information_upper:.3f}, "
+                f"④ between {self.marginal_kl_lower:.3f} and {self.marginal_kl:.3f}.",
+            ]
         return "\n".join(lines)
+
+
+def _line(terms: object, label: str, name: str) -> str:
+    return f"{label:22s}{getattr(terms, name):9.3f} ± {getattr(terms, name + '_stderr'):.3f}"
 
 
 @dataclass(frozen=True, eq=False)
 class CrossTerms:
-    """The same expectations for held-out x against another data set's q(z): nats, no bounds hold and none may be negative.
+    """The same expectations for held-out x against another data set's q(z): nats.
+
+    Not divergences, so each may be negative and log N bounds none. Where x and the reference are independent draws of one
+    population, E `cross_information` ≥ ② and E `cross_marginal` ≤ ④ of the population.
 
     `cross_information` is E log q(z|x)/q(z), `cross_marginal` E log q(z)/p(z), `cross_correlation` E log q(z)/Π q(z_d) and
     `cross_dimension` E log Π q(z_d)/p(z), z ~ q(z|x) for held-out x and q(z) of the reference.
@@ -121,6 +141,18 @@ class CrossTerms:
     cross_dimension: float
     cross_dimension_stderr: float
 
+    def __str__(self) -> str:
+        labels = {
+            "distortion": "D distortion",
+            "rate": "R rate",
+            "cross_information": "E log q(z|x)/q(z)",
+            "cross_marginal": "E log q(z)/p(z)",
+            "cross_correlation": "E log q(z)/Π q(z_d)",
+            "cross_dimension": "E log Π q(z_d)/p(z)",
+        }
+        head = f"held-out x against q(z) of {self.n_reference} others"
+        return "\n".join([head, *(_line(self, label, name) for name, label in labels.items())])
+
 
 @torch.no_grad()
 def decompose(
@@ -133,20 +165,19 @@ def decompose(
 ) -> Decomposition | CrossTerms:
     """The terms of the ELBO on x (batch, *shape), with log q(z) over the whole `reference` (N, *shape), x itself by default.
 
-    R = ② + ④ and ④ = Ⓐ + Ⓑ (Hoffman & Johnson 2016; Chen et al. 2018); `groups`, lists of latents, adds HFVAE's terms. The rate
-    is exact for each x; the others are means of log-density ratios at `n_samples` draws z ~ q(z|x) for each x, by default at
-    least 10⁴ draws in all. They do not add up to the rate but within that noise: each is measured on its own.
+    R = ② + ④ and ④ = TC + DW (Hoffman & Johnson 2016; Chen et al. 2018); `groups`, lists of latents, adds HFVAE's terms. The
+    rate is exact for each x; the others are means of log-density ratios at `n_samples` draws z ~ q(z|x) for each x, by default
+    at least 10⁴ draws in all. They do not add up to the rate but within that noise: each is measured on its own.
 
     Where every row of x is in the reference, each is matched to its own component and a `Decomposition` is returned. Otherwise
-    x is held out, and the result is `CrossTerms`: the same ratios under other names, for which no bound holds.
+    x is held out, and the result is `CrossTerms`: the same ratios under other names, for they are no divergences.
 
     Posterior and prior must be diagonal Gaussians. Raises `ValueError` for fewer than two examples in x or in the reference.
     """
+    objectives.check_data(model, x)
+    checks.examples(x, least=2)
     reference = x if reference is None else reference
     aggregate.check_reference(reference)
-    if len(x) < 2:
-        raise ValueError(f"a standard error needs at least two examples, got {len(x)}")
-    objectives.check_data(model, x)
     n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
     prior = model.prior()
     aggregate.gaussian(prior)
@@ -227,7 +258,10 @@ def _own_rows(x: Tensor, reference: Tensor) -> Int64[Tensor, " batch"] | None:
     """The index in the reference of each row of x, or None if one of them is not there."""
     if x is reference or (x.shape == reference.shape and torch.equal(x, reference)):
         return torch.arange(len(x))
-    rows, wanted = ((part.detach().to(reference.dtype).cpu().flatten(1) + 0.0).numpy() for part in (reference, x))
+    # One rounded, the other not: compare what both can hold.
+    coarse = (x.dtype, reference.dtype)
+    coarse = min(coarse, key=lambda t: t.itemsize) if all(t.is_floating_point for t in coarse) else torch.promote_types(*coarse)
+    rows, wanted = ((part.detach().to(coarse).cpu().flatten(1) + 0.0).numpy() for part in (reference, x))
     # (0.0 was added because −0.0 has other bytes than 0.0.)
     index = {row.tobytes(): i for i, row in enumerate(rows)}
     found = [index.get(row.tobytes(), -1) for row in wanted]
@@ -235,7 +269,7 @@ def _own_rows(x: Tensor, reference: Tensor) -> Int64[Tensor, " batch"] | None:
 
 
 class MinibatchTerms(NamedTuple):
-    """Means over batches of what a minibatch estimator takes for ②, ④, Ⓐ and Ⓑ, nats, with standard errors over batches."""
+    """Means over batches of what a minibatch estimator takes for ②, ④, TC and DW, nats, with standard errors over batches."""
 
     mutual_information: Estimate
     marginal_kl: Estimate
@@ -257,6 +291,7 @@ def minibatch_terms(
     `estimator` is one of `aggregate.MINIBATCH`, computed by the same code as in the objectives.
     """
     aggregate.check_reference(reference)
+    objectives.check_data(model, reference)
     batch_size, n_batches = checks.whole("batch_size", batch_size), checks.whole("n_batches", n_batches, minimum=2)
     prior = model.prior()
     weights = aggregate.log_weights(estimator, batch_size, len(reference), prior.mean)

@@ -50,9 +50,8 @@ def evaluate(
     """
     beta = checks.positive("beta", beta)
     like = model.prior().mean
-    if len(x) < 2:
-        raise ValueError(f"a standard error needs at least two examples, got {len(x)}")
     objectives.check_data(model, x)
+    checks.examples(x, least=2)
     n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
     columns = []
     with seeded(seed, like.device):
@@ -90,6 +89,9 @@ def rd_curve(runs: Any, x: Float[Tensor, "..."], n_samples: int | None = None, s
     runs = [runs] if hasattr(runs, "model") else list(runs)
     if not runs:
         raise ValueError("rd_curve needs at least one run")
+    for run in runs:
+        if not isinstance(getattr(run.objective, "beta", None), float):
+            raise ValueError(f"{run.objective} has no β to order a curve by: evaluate(run.model, x) gives its point")
     order = sorted(runs, key=lambda run: run.objective.beta)
     for beta, group in itertools.groupby(order, key=lambda run: run.objective.beta):
         same = list(group)
@@ -131,10 +133,11 @@ class Moments(NamedTuple):
 def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
     """Moments of the aggregated posterior of x (batch, *shape), exact: no draws.
 
-    At a stationary point of D + a② + tⒶ + mⒷ, m > 0, on the training average, with linear unclamped encoder heads and a
+    At a stationary point of D + a② + t TC + m DW, m > 0, on the training average, with linear unclamped encoder heads and a
     linear first layer of the decoder, each `second_moment` is 1 and each `mean` 0, for rescaling or shifting a latent costs
     nothing else: a check of convergence, necessary and not sufficient.
     """
+    objectives.check_data(model, x)
     checks.examples(x, least=2)
     mean, std = (part.cpu().double() for part in aggregate.codes(model, x))
     second = mean.square() + std.square()
@@ -163,8 +166,8 @@ class ActiveUnits:
 def active_units(model: objectives.Model, x: Float[Tensor, "batch ..."], threshold: float = 0.01) -> ActiveUnits:
     """Latents with Var_x[μ_i(x)] > `threshold` on x (Burda et al. 2016, section 5.2)."""
     threshold = checks.positive("threshold", threshold)
-    if len(x) < 2:
-        raise ValueError(f"a variance needs at least two examples, got {len(x)}")
+    objectives.check_data(model, x)
+    checks.examples(x, least=2)
     with torch.no_grad():
         mean = aggregate.codes(model, x)[0].cpu().double()
     variance = mean.var(0)

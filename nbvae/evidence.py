@@ -43,11 +43,12 @@ def iwae(model: objectives.Model, x: Float[Tensor, "batch ..."], n_samples: int 
 
     Its expectation is at most log p(x), rises with K, and is the ELBO at K = 1. The bias falls like Var[p(x, z)/q(z|x)]/2K
     relative to p(x)², where that variance is finite: where q has lighter tails than the true posterior it may not be.
-    x is (batch, *shape); the value is for one example, in nats: higher is better.
+    x is (batch, *shape); the value is for one example, in nats: higher is better. Its standard error is over the examples,
+    with the draws' noise in it; `per_example` has the bound of each.
     """
     n_samples = checks.whole("n_samples", n_samples)
-    checks.examples(x)
     objectives.check_data(model, x)
+    checks.examples(x)
     prior = model.prior()
     values = []
     with seeded(seed, prior.mean.device):
@@ -84,12 +85,13 @@ def ais(
     They are (chains, batch, k); `n_chains` is then their number.
 
     Step sizes are adapted to an acceptance of .65 for each example and temperature in a run of their own, forwards, and fixed
-    for the run that counts: adapting in that run would spoil the bounds. x is (batch, *shape); nats for one example.
+    for the run that counts: adapting in that run would spoil the bounds. x is (batch, *shape); nats for one example, with the
+    standard error over examples.
     """
     n_chains, n_steps = checks.whole("n_chains", n_chains), checks.whole("n_steps", n_steps)
     n_leapfrog = checks.whole("n_leapfrog", n_leapfrog)
-    checks.examples(x)
     objectives.check_data(model, x)
+    checks.examples(x)
     prior = model.prior()
     k = prior.event_shape[-1]
     if posterior_samples is not None:
@@ -123,6 +125,7 @@ def gap(
     The ELBO's distortion is averaged over `n_samples` draws for each example, its rate is exact. The standard error is that of
     the paired difference. An `evidence` below log p(x) makes the gap too small by as much.
     """
+    objectives.check_data(model, x)
     if len(evidence.per_example) != len(x):
         raise ValueError(f"evidence is for {len(evidence.per_example)} examples, x has {len(x)}")
     n_samples = checks.whole("n_samples", n_samples)

@@ -1,7 +1,7 @@
 """Training objectives as weights on the terms of the ELBO: stateless objects, called beside the training loop.
 
-Minimised form: D + a·② + t·Ⓐ + m·Ⓑ, with D the distortion, ② = I(x; z), Ⓐ the total correlation of the aggregated
-posterior and Ⓑ the sum of its dimension-wise KL divergences to the prior; the rate is R = ② + Ⓐ + Ⓑ. All in nats.
+Minimised form: D + a·② + t·TC + m·DW, with D the distortion, ② = I(x; z), TC the total correlation of the aggregated
+posterior and DW the sum of its dimension-wise KL divergences to the prior; the rate is R = ② + TC + DW. All in nats.
 
 Every row is called as `objective(model, x, step=0, reference=None)`. `reference` is the training set (N, *shape): minibatch
 estimators need its size, the estimator "exact" all of its codes; without it the batch x is taken for the whole data set.
@@ -57,7 +57,15 @@ def elbo_terms(model: Model, x: Float[Tensor, "..."]) -> Terms:
 
 
 def check_data(model: Model, x: Tensor) -> None:
-    """Raise `ValueError` where the model says that x is no data for its likelihood: grey pixels under a Bernoulli, say."""
+    """Raise `ValueError` where x is no tensor, or no data for the model's likelihood: grey pixels under a Bernoulli, say.
+
+    And where `model` is none: a `Run`, say, in place of its `.model`.
+    """
+    if not isinstance(model, Model):
+        hint = ": pass its .model" if hasattr(model, "model") else ""
+        raise ValueError(f"a model needs posterior, likelihood and prior; {type(model).__name__} has them not{hint}")
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x must be a torch tensor of examples, got {type(x).__name__}: torch.as_tensor makes one")
     check = getattr(model, "check", None)
     if callable(check):
         check(x)
@@ -290,9 +298,13 @@ class AnchorVAE:
 
 
 class _Weighted:
-    """D + a·② + t·Ⓐ + m·Ⓑ + w·(i), all at the same z; with all weights one it is D plus the sampled log q(z|x)/p(z)."""
+    """D + a·② + t·TC + m·DW + w·(i), all at the same z; with all weights one it is D plus the sampled log q(z|x)/p(z)."""
 
     estimator: str
+
+    def __post_init__(self) -> None:
+        _not_negative(self, *(name for name in ("alpha", "beta", "gamma", "dimension") if hasattr(self, name)))
+        checks.choice("estimator", self.estimator, (*aggregate.MINIBATCH, "exact"))
 
     def _loss(self, model: Model, x: Tensor, reference: Tensor | None, a: Any, t: Any, m: Any, w: Any, groups: Any) -> Loss:
         draw = _draw(model, x)
@@ -310,12 +322,12 @@ class _Weighted:
 
 @dataclass(frozen=True)
 class InformationDropout(_Weighted):
-    """D + β② + γⒶ (Achille & Soatto 2018), as its Gaussian equivalent: no weight on Ⓑ, the marginal is free but factorised.
+    """D + β② + γ TC (Achille & Soatto 2018), as its Gaussian equivalent: no weight on DW, the marginal is free but factorised.
 
     The published model multiplies activations by log-normal noise, log z = log f(x) + α(x)ε: a Gaussian encoder of log z. Its
-    penalty is the KL to a factorised marginal that is fitted; at the best one that is ② + Ⓐ. With the free marginal there is no
-    prior to sample from and R has no meaning as a cost: the row has no place on a rate axis.
-    `beta`, `gamma`, `dimension` (m, the weight of Ⓑ) >= 0. The VAE, with its KL sampled: β = γ = m = 1.
+    penalty is the KL to a factorised marginal that is fitted; at the best one that is ② + TC. With the free marginal there is
+    no prior to sample from and R has no meaning as a cost: the row has no place on a rate axis.
+    `beta`, `gamma`, `dimension` (m, the weight of DW) >= 0. The VAE, with its KL sampled: β = γ = m = 1.
     """
 
     beta: float = 1.0
@@ -326,22 +338,18 @@ class InformationDropout(_Weighted):
     formula: ClassVar = "D + β② + γ TC"
     reference: ClassVar = "Achille & Soatto (2018)"
 
-    def __post_init__(self) -> None:
-        _not_negative(self, "beta", "gamma", "dimension")
-        checks.choice("estimator", self.estimator, (*aggregate.MINIBATCH, "exact"))
-
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
         return self._loss(model, x, reference, self.beta, self.gamma, self.dimension, 0.0, None)
 
 
 @dataclass(frozen=True)
 class FactorVAE:
-    """D + R + γⒶ (Kim & Mnih 2018, eq. 2), Ⓐ by a discriminator trained beside the model.
+    """D + R + γ TC (Kim & Mnih 2018, eq. 2), TC by a discriminator trained beside the model.
 
     The discriminator tells z ~ q(z) from z with each latent permuted over another batch; its logit is the log density ratio,
-    whose mean estimates Ⓐ. It is a network of its own optimiser: `companion(latent_dim)` makes one, `companion_loss` is what
+    whose mean estimates TC. It is a network of its own optimiser: `companion(latent_dim)` makes one, `companion_loss` is what
     it minimises, and the objective is called with `companion=`. `training.fit` does all three. Called without a companion, and
-    with `estimator="exact"`, the term is the exact Ⓐ of the reference.
+    with `estimator="exact"`, the term is the exact TC of the reference.
 
     `gamma` >= 0; `width` of the discriminator's `depth` hidden layers; `lr` of its Adam. The VAE: γ = 0.
     """
@@ -404,7 +412,7 @@ class FactorVAE:
 
 @dataclass(frozen=True)
 class BetaTCVAE(_Weighted):
-    """D + α② + βⒶ + γⒷ (Chen et al. 2018, eq. 4).
+    """D + α② + β TC + γ DW (Chen et al. 2018, eq. 4).
 
     `estimator`: "weighted", as published, "stratified", "hfvae" or "exact". `alpha`, `beta`, `gamma` >= 0.
     The VAE, with its KL sampled: α = β = γ = 1.
@@ -418,17 +426,13 @@ class BetaTCVAE(_Weighted):
     formula: ClassVar = "D + α② + β TC + γ DW"
     reference: ClassVar = "Chen et al. (2018)"
 
-    def __post_init__(self) -> None:
-        _not_negative(self, "alpha", "beta", "gamma")
-        checks.choice("estimator", self.estimator, (*aggregate.MINIBATCH, "exact"))
-
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
         return self._loss(model, x, reference, self.alpha, self.beta, self.gamma, 0.0, None)
 
 
 @dataclass(frozen=True)
 class HFVAE(_Weighted):
-    """D + α② + βⒶ + γ(i) + (ii): Ⓐ between groups of latents, (i) the total correlation within each, (ii) = Ⓑ.
+    """D + α② + β TC + γ(i) + (ii): TC between groups of latents, (i) the total correlation within each, (ii) = DW.
 
     (Esmaeili et al. 2019, eq. 7.) `groups`: lists of latents, each latent in exactly one; None makes each its own group.
     `alpha`, `beta`, `gamma` >= 0; `estimator`: "hfvae", as published, another of `aggregate.MINIBATCH`, or "exact".
@@ -447,13 +451,13 @@ class HFVAE(_Weighted):
     def __post_init__(self) -> None:
         if self.groups is not None:
             _set(self, "groups", aggregate.partition(self.groups))
-        _not_negative(self, "alpha", "beta", "gamma")
-        checks.choice("estimator", self.estimator, (*aggregate.MINIBATCH, "exact"))
+        super().__post_init__()
 
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
         return self._loss(model, x, reference, self.alpha, self.beta, 1.0, self.gamma, self.groups)
 
 
+# The rows of the table, as classes: call one for an objective. Each has `weights` on ②, TC and DW, `formula` and `reference`.
 TABLE = {
     "vae": VAE,
     "beta_vae": BetaVAE,

@@ -149,7 +149,7 @@ def image_grid(
 def four_terms(
     series: Mapping[str, decomposition.Decomposition], errors: float = 2.0, limit: float | None = None
 ) -> np.ndarray:
-    """The rate of each named model as stacked bars ② + Ⓐ + Ⓑ beside its distortion; the two `Axes`.
+    """The rate of each named model as stacked bars ② + TC + DW beside its distortion; the two `Axes`.
 
     Bars of ± `errors` standard errors stand at the end of each term. Bars are cut at `limit` nats. The dotted line is log N,
     where ② ends.

@@ -100,7 +100,7 @@ def test_rd_curve_averages_seeds_and_says_how_they_spread():
 def test_bad_input(linear):
     model, x = linear
     for call, message in (
-        (lambda: estimators.evaluate(model, x[:1]), "two examples"),
+        (lambda: estimators.evaluate(model, x[:1]), "at least 2 examples"),
         (lambda: estimators.evaluate(model, x, n_samples=0), "n_samples must be"),
         (lambda: estimators.evaluate(model, x, beta=0), "beta must be"),
         (lambda: estimators.rd_curve([], x), "at least one run"),
@@ -114,6 +114,9 @@ def test_bad_input(linear):
     )
     with pytest.raises(ValueError, match="different settings"):
         estimators.rd_curve([one, other], x)
+    row = training.Run(one.model, objectives.FactorVAE(), training.TrainConfig(), {}, 0.0)
+    with pytest.raises(ValueError, match="no β to order a curve by"):
+        estimators.rd_curve(row, x)
 
 
 def test_entropy_of_distinct_rows():

@@ -180,7 +180,7 @@ class Hand:
         return statistics.fmean(function(j) for j in range(self.batch))
 
     def terms(self, estimator, groups):
-        """②, Ⓐ between groups, (i) within groups, Ⓑ."""
+        """②, TC between groups, (i) within groups, DW."""
 
         def log_product(parts):
             return lambda j: sum(self.log_q(j, estimator, part) for part in parts)
@@ -343,7 +343,7 @@ def test_the_whole_reference_as_a_batch_leaves_nothing_to_estimate():
         for estimator in ("exact", "hfvae", "weighted")
     )
     assert hfvae == pytest.approx(exact, abs=1e-10)
-    # ② gains log N, Ⓐ = joint − Σ singles gains (k − 1) log N, Ⓑ loses k log N.
+    # ② gains log N, TC = joint − Σ singles gains (k − 1) log N, DW loses k log N.
     assert weighted - exact == pytest.approx(math.log(8) * (a + t * (K - 1) - m * K), abs=1e-10)
 
 
@@ -362,7 +362,7 @@ def test_groups_of_one_and_one_group_of_all_are_total_correlation_with_the_weigh
 
 @pytest.mark.parametrize("estimator", LOG_Q)
 def test_information_dropout_has_a_free_marginal(estimator):
-    """Moving and rescaling latents leaves ② and Ⓐ as they are; a weight on Ⓑ ties them to the prior."""
+    """Moving and rescaling latents leaves ② and TC as they are; a weight on DW ties them to the prior."""
 
     class Moved:
         def __init__(self, model):
