@@ -761,13 +761,13 @@ def test_held_out_examples_bound_the_population_from_the_other_side():
             )
             for repeat in range(10)
         ]
-        for n in (100, 10_000)
+        for n in (20, 10_000)
     )
     for name, sign in (("cross_information", 1), ("cross_marginal", -1)):
         truth = exact["mutual_information" if sign == 1 else "marginal_kl"]
         values = [sign * (np.array([getattr(one, name) for one in runs]) - truth) for runs in (few, many)]
         errors = [value.std(ddof=1) / 10**0.5 for value in values]
-        assert values[0].mean() > 5 * errors[0]
+        assert values[0].mean() > 4 * errors[0]
         assert abs(values[1].mean()) < 3 * errors[1] + 0.02
 
 
