@@ -54,7 +54,7 @@ def main() -> None:
     torch.manual_seed(0)
     mean = torch.randn(N, K)
     print(f"{options.threads} threads of {os.cpu_count()}, median of {options.rounds} interleaved rounds [least, most]")
-    for width in (0.3, 0.03):
+    for width in (1.0, 0.3, 0.03):
         std = width * (0.5 + torch.rand(N, K))
         z = (mean + std * torch.randn(N, K))[:M]
         before = peak()

@@ -107,7 +107,7 @@ class Decomposition:
             lines += [
                 f"Saturated: R > log N = {self.log_n:.3f}. {self.n_reference} examples cannot tell ②, ④, TC of the population:",
                 f"② lies between {self.mutual_information:.3f} and {self.mutual_information_upper:.3f}, "
-                f"④ between {self.marginal_kl_lower:.3f} and {self.marginal_kl:.3f}.",
+                f"④ between {max(0.0, self.marginal_kl_lower):.3f} and {self.marginal_kl:.3f}.",
             ]
         return "\n".join(lines)
 

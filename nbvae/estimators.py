@@ -120,8 +120,8 @@ class Moments(NamedTuple):
     mean_stderr: Float[Tensor, " k"]
     second_moment: Float[Tensor, " k"]  # E z_i² = E[μ_i² + σ_i²]
     second_moment_stderr: Float[Tensor, " k"]
-    mean_covariance: Float[Tensor, "k k"]  # Cov_x[μ], divided by N: DIP-VAE I's C
-    covariance: Float[Tensor, "k k"]  # Cov_x[μ] + E diag σ²: DIP-VAE II's C, the covariance of q(z)
+    mean_covariance: Float[Tensor, "k k"]  # Cov_x[μ], divided by N: DIP-VAE I's S
+    covariance: Float[Tensor, "k k"]  # Cov_x[μ] + E diag σ²: DIP-VAE II's S, the covariance of q(z)
 
     @property
     def off_diagonal(self) -> float:

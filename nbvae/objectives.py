@@ -146,10 +146,10 @@ class BetaVAE:
 
 @dataclass(frozen=True)
 class DIPVAEI:
-    """D + R + λ_od Σ_{i≠j} C_ij² + λ_d Σ_i (C_ii − 1)², C = Cov_x[μ(x)] (Kumar et al. 2018, eq. 6).
+    """D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov_x[μ(x)] (Kumar et al. 2018, eq. 6).
 
     The penalty stands in for a larger weight on ④: it sees the second moments of the posterior means only. `off_diagonal` is
-    λ_od, `diagonal` λ_d, both >= 0. `estimator`: C of the "batch", as published, or "exact", of the reference.
+    λ_od, `diagonal` λ_d, both >= 0. `estimator`: S of the "batch", as published, or "exact", of the reference.
     The VAE: λ_od = λ_d = 0.
     """
 
@@ -157,7 +157,7 @@ class DIPVAEI:
     diagonal: float = 5.0
     estimator: str = "batch"
     weights: ClassVar = {"a": "1", "t": "1 + λ", "m": "1 + λ"}
-    formula: ClassVar = "D + R + λ_od Σ_{i≠j} C_ij² + λ_d Σ_i (C_ii − 1)², C = Cov[μ]"
+    formula: ClassVar = "D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov[μ]"
     reference: ClassVar = "Kumar et al. (2018)"
 
     def __post_init__(self) -> None:
@@ -174,19 +174,19 @@ class DIPVAEI:
         return Loss((draw.terms.distortion + draw.terms.rate).mean(-1) + penalty, draw.terms)
 
     def covariance(self, mean: Float[Tensor, "*models n k"], std: Float[Tensor, "*models n k"]) -> Float[Tensor, "*models k k"]:
-        """C (k, k) over the n given posteriors, divided by n."""
+        """S (k, k) over the n given posteriors, divided by n."""
         centred = mean - mean.mean(-2, keepdim=True)
         return centred.mT @ centred / mean.shape[-2]
 
 
 @dataclass(frozen=True)
 class DIPVAEII(DIPVAEI):
-    """As `DIPVAEI` with C = Cov_x[μ(x)] + E_x[diag σ²(x)], the covariance of q(z) (Kumar et al. 2018, eq. 7)."""
+    """As `DIPVAEI` with S = Cov_x[μ(x)] + E_x[diag σ²(x)], the covariance of q(z) (Kumar et al. 2018, eq. 7)."""
 
-    formula: ClassVar = "D + R + λ_od Σ_{i≠j} C_ij² + λ_d Σ_i (C_ii − 1)², C = Cov[μ] + E[diag σ²]"
+    formula: ClassVar = "D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov[μ] + E[diag σ²]"
 
     def covariance(self, mean: Float[Tensor, "*models n k"], std: Float[Tensor, "*models n k"]) -> Float[Tensor, "*models k k"]:
-        """C (k, k) over the n given posteriors, divided by n."""
+        """S (k, k) over the n given posteriors, divided by n."""
         return super().covariance(mean, std) + torch.diag_embed(std.square().mean(-2))
 
 

@@ -10,6 +10,7 @@ import statistics
 import numpy as np
 import pytest
 import torch
+from still import Still
 from torch import distributions
 
 from nbvae import aggregate, analytic, data, estimators, models, objectives, training
@@ -98,19 +99,6 @@ def noise(n, seed=5):
 def discriminator(seed=6):
     torch.manual_seed(seed)
     return objectives.FactorVAE(width=4, depth=2).companion(K).double()
-
-
-class Still:
-    """A model whose posterior always draws the same noise: what is left is a function of the weights."""
-
-    def __init__(self, model, noise):
-        self.model, self.noise = model, noise
-        self.likelihood, self.prior = model.likelihood, model.prior
-
-    def posterior(self, x):
-        posterior, noise = self.model.posterior(x), self.noise
-        posterior.rsample = lambda: posterior.mean + posterior.stddev * noise
-        return posterior
 
 
 class Hand:

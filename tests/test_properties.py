@@ -6,6 +6,7 @@ import pytest
 import torch
 from beartype import beartype
 from jaxtyping import jaxtyped
+from still import Still
 
 from nbvae import data, estimators, models, objectives, training
 
@@ -24,19 +25,6 @@ def model(request):
 @pytest.fixture
 def x():
     return (torch.rand(9, *SHAPE) > 0.5).double()
-
-
-class Still:
-    """A model whose posterior always draws the same noise for the same row: what is left is a function of x."""
-
-    def __init__(self, model, noise):
-        self.model, self.noise = model, noise
-        self.likelihood, self.prior = model.likelihood, model.prior
-
-    def posterior(self, x):
-        posterior, noise = self.model.posterior(x), self.noise
-        posterior.rsample = lambda: posterior.mean + posterior.stddev * noise
-        return posterior
 
 
 def test_shapes_and_events(model, x):
