@@ -1,17 +1,36 @@
 """The decoder's distribution p(x|z): from the decoder network's output to a `torch.distributions` object over x.
 
-Each likelihood is a module called with the output (*batch, n), n the number of dimensions of x; it returns a distribution
-with event shape `shape`, so that `log_prob` is in nats, summed over the dimensions of each example.
+Each likelihood is a module called with the output (*batch, n_outputs); it returns a distribution with event shape `shape`, so
+that `log_prob` is in nats, summed over the n dimensions of each example. `check(x)` raises `ValueError` for x outside its
+support. The scale σ of the Gaussian and of the discretised ones, in the units of x, has a mode:
+
+| `sigma` | σ is | outputs |
+|---|---|---|
+| a number > 0 | that number ("fixed") | n |
+| "global" | one learned parameter | n |
+| "optimal" | √(MSE/n) of the training set, a buffer that training sets (Rybkin et al. 2021); Gaussian only | n |
+| "z" | σ(z), one number for each z, from the decoder | n + 1 |
+| "z_diag" | σ_d(z), one for each z and dimension, from the decoder | 2n |
+
+Learned ones start at σ = 1, in training at σ² = MSE/n of the untrained model. A σ that is not given is at least `FLOOR`: data
+with dimensions that can be reproduced exactly would drive it to zero and the density to infinity. Above the floor nothing is
+changed, and a σ on it is free to rise again.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributions, nn
 
 from nbvae import checks
+
+SIGMAS = ("global", "optimal", "z", "z_diag")
+FLOOR = 1e-3
+# Adam moves each weight by about lr in a step. A network's output is moved by many weights at once, a lone number is not.
+_PACE = 10.0
 
 
 class Bernoulli(nn.Module):
@@ -20,10 +39,11 @@ class Bernoulli(nn.Module):
     def __init__(self, shape: Sequence[int]):
         super().__init__()
         self.shape = tuple(shape)
+        self.n_outputs = math.prod(self.shape)
 
     def forward(self, output: Float[Tensor, "*batch n"]) -> distributions.Independent:
         pixels = distributions.Bernoulli(logits=output.unflatten(-1, self.shape), validate_args=False)
-        return distributions.Independent(pixels, len(self.shape), validate_args=False)
+        return _independent(pixels, len(self.shape))
 
     def check(self, x: Float[Tensor, "batch *shape"]) -> None:
         """Raise `ValueError` unless every pixel is 0 or 1: on grey pixels this "likelihood" has no normaliser."""
@@ -34,40 +54,231 @@ class Bernoulli(nn.Module):
             )
 
 
-class Gaussian(nn.Module):
-    """Isotropic Gaussian N(output, σ²I) with a fixed standard deviation σ > 0, in the units of x."""
-
-    sigma: Tensor
-
-    def __init__(self, shape: Sequence[int], sigma: float = 1.0):
-        super().__init__()
-        self.shape = tuple(shape)
-        # Full event rank, so that a stack of models with different σ broadcasts.
-        self.register_buffer("sigma", torch.full((1,) * len(self.shape), checks.positive("sigma", sigma)))
+class ContinuousBernoulli(Bernoulli):
+    """A density on [0, 1]ⁿ: the Bernoulli formula with its normaliser (Loaiza-Ganem & Cunningham 2019); output: logits."""
 
     def forward(self, output: Float[Tensor, "*batch n"]) -> distributions.Independent:
-        pixels = distributions.Normal(output.unflatten(-1, self.shape), self.sigma, validate_args=False)
-        return distributions.Independent(pixels, len(self.shape), validate_args=False)
+        pixels = distributions.ContinuousBernoulli(logits=output.unflatten(-1, self.shape), validate_args=False)
+        return _independent(pixels, len(self.shape))
 
     def check(self, x: Float[Tensor, "batch *shape"]) -> None:
-        """A density on all of Rⁿ: any finite data will do."""
+        """Raise `ValueError` unless every value is in [0, 1]."""
+        if not ((x >= 0) & (x <= 1)).all():
+            raise ValueError("a continuous_bernoulli likelihood needs values in [0, 1]; use likelihood='gaussian'")
+
+
+class Gaussian(nn.Module):
+    """N(output, σ²) for each dimension, with σ of one of the modes above. A density on all of Rⁿ.
+
+    `mode` is "fixed" or one of `SIGMAS`.
+    """
+
+    modes: tuple[str, ...] = SIGMAS
+    sigma: Tensor
+    variance: Tensor
+
+    def __init__(self, shape: Sequence[int], sigma: float | str = 1.0):
+        super().__init__()
+        self.shape = tuple(shape)
+        self.mode = sigma if isinstance(sigma, str) else "fixed"
+        n, ones = math.prod(self.shape), (1,) * len(self.shape)  # full event rank, so that stacks of models broadcast
+        self.n_outputs = n + {"z": 1, "z_diag": n}.get(self.mode, 0)
+        if isinstance(sigma, str):
+            checks.choice("sigma", sigma, self.modes)
+        else:
+            self.register_buffer("sigma", torch.full(ones, checks.positive("sigma", sigma)))
+        if self.mode == "global":
+            self.log_ratio = nn.Parameter(torch.zeros(ones))
+        if self.mode != "fixed":  # of "optimal" it is σ², of the others σ² where the learned part is 0
+            self.register_buffer("variance", torch.ones(ones))
+
+    def forward(self, output: Float[Tensor, "*batch outputs"]) -> distributions.Independent:
+        return _independent(self.pixels(*self.location_scale(output)), len(self.shape))
+
+    def pixels(self, location: Tensor, scale: Tensor) -> distributions.Distribution:
+        return distributions.Normal(location, scale, validate_args=False)
+
+    def location_scale(self, output: Float[Tensor, "*batch outputs"]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """Location (*batch, *shape) and σ, which broadcasts against it."""
+        n = math.prod(self.shape)
+        location, rest = output[..., :n].unflatten(-1, self.shape), output[..., n:]
+        if self.mode in ("z", "z_diag"):
+            return location, self._learned(rest.unflatten(-1, self.shape if self.mode == "z_diag" else (1,) * len(self.shape)))
+        return location, self.scale
+
+    @property
+    def scale(self) -> Float[Tensor, "..."]:
+        """σ, of the event's rank, where it does not depend on z; `ValueError` where it does."""
+        if self.mode in ("z", "z_diag"):
+            raise ValueError(f"sigma={self.mode!r} depends on z: ask likelihood(z) for its stddev")
+        if self.mode == "fixed":
+            return self.sigma
+        return self._learned(_PACE * self.log_ratio) if self.mode == "global" else self.variance.sqrt()
+
+    def _learned(self, log_ratio: Tensor) -> Tensor:
+        return (0.5 * _AtLeast.apply(log_ratio + self.variance.log(), 2 * math.log(FLOOR))).exp()
+
+    @torch.no_grad()
+    def set_variance(self, variance: Float[Tensor, "*models"]) -> None:
+        """Set σ² (for each model of a stack) to the number, or to the floor; of learned modes, where they start from."""
+        self.variance.copy_(variance.clamp(min=FLOOR**2).reshape_as(self.variance))
+
+    def check(self, x: Float[Tensor, "batch *shape"]) -> None:
+        """Any finite data will do."""
         if not x.isfinite().all():
             raise ValueError("a gaussian likelihood needs finite data; the data hold nan or inf")
 
 
-LIKELIHOODS = ("bernoulli", "gaussian")
+class DiscretizedGaussian(Gaussian):
+    """A Gaussian integrated over the bins of data with `levels` grey values 0, 1/(levels − 1), …, 1: a probability mass.
+
+    Each bin reaches half way to its neighbours, the first and the last to infinity (Salimans et al. 2017). Being a mass, it can
+    be told in bits for each dimension, and compared with other masses on the same values. σ is that of the Gaussian.
+    """
+
+    modes = ("global", "z", "z_diag")
+    kind = "gaussian"
+
+    def __init__(self, shape: Sequence[int], sigma: float | str = 1.0, levels: int = 256):
+        if sigma == "optimal":
+            raise ValueError(
+                f"sigma='optimal' belongs to likelihood='gaussian'; here sigma is a number or {', '.join(self.modes)}"
+            )
+        super().__init__(shape, sigma)
+        self.levels = checks.whole("levels", levels, minimum=2)
+
+    def pixels(self, location: Tensor, scale: Tensor) -> distributions.Distribution:
+        return Discretized(location, scale, self.levels, self.kind)
+
+    def check(self, x: Float[Tensor, "batch *shape"]) -> None:
+        """Raise `ValueError` unless every value is one of the levels."""
+        grid = x * (self.levels - 1)
+        # What float32 makes of j/(levels − 1), times levels − 1 again.
+        if not ((x >= 0) & (x <= 1) & ((grid - grid.round()).abs() < 1e-3)).all():
+            raise ValueError(
+                f"a discretized likelihood with levels={self.levels} needs values j/{self.levels - 1} in [0, 1]; "
+                "set levels to the number of grey values, or use likelihood='gaussian'"
+            )
 
 
-def make(name: str, shape: Sequence[int], sigma: float | None = None) -> Bernoulli | Gaussian:
-    """The likelihood called `name` for data of shape `shape`. `sigma` belongs to "gaussian" alone (default 1)."""
+class DiscretizedLogistic(DiscretizedGaussian):
+    """As `DiscretizedGaussian`, with a logistic density of standard deviation σ: heavier tails (Kingma et al. 2016)."""
+
+    kind = "logistic"
+
+
+class Discretized(distributions.Distribution):
+    """The mass of a Gaussian or logistic density in the bins around 0, 1/(levels − 1), …, 1; the outer bins are infinite."""
+
+    arg_constraints: Any = {}  # noqa: RUF012  # pyright: ignore
+
+    def __init__(self, location: Tensor, scale: Tensor, levels: int, kind: str = "gaussian"):
+        self.location, self.scale = torch.broadcast_tensors(location, scale)
+        self.levels, self.kind, self.step = levels, checks.choice("kind", kind, ("gaussian", "logistic")), 1 / (levels - 1)
+        super().__init__(self.location.shape, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        lower, upper = (self._standard(value + side * self.step / 2) for side in (-1, 1))
+        if self.kind == "logistic":
+            below, above = nn.functional.logsigmoid(upper), nn.functional.logsigmoid(-lower)
+            inside = below + above + (-torch.expm1(lower - upper)).log()
+        else:
+            below, above = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
+            # In the right half the mirror image: there both probabilities are near one and their difference is lost.
+            right = lower + upper > 0
+            small = torch.special.log_ndtr(torch.where(right, -upper, lower))
+            large = torch.where(right, above, below)
+            inside = large + (-torch.expm1((small - large).clamp(max=-1e-12))).log()
+        return torch.where(value < self.step / 2, below, torch.where(value > 1 - self.step / 2, above, inside))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        if self.kind == "logistic":
+            uniform = torch.rand(shape, dtype=self.location.dtype, device=self.location.device)
+            noise = (uniform.log() - (-uniform).log1p()) * (math.sqrt(3) / math.pi)
+        else:
+            noise = torch.randn(shape, dtype=self.location.dtype, device=self.location.device)
+        return ((self.location + self.scale * noise) / self.step).round().clamp(0, self.levels - 1) * self.step
+
+    @property
+    def mean(self) -> Tensor:
+        return self._moments()[0]
+
+    @property
+    def variance(self) -> Tensor:
+        first, second = self._moments()
+        return second - first**2
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """E x and E x², by summation over the levels: Σ_j P(x ≥ jh)·h, and with (2j − 1)h² in the place of h."""
+        first = second = torch.zeros_like(self.location)
+        for level in range(1, self.levels):
+            edge = self._standard(torch.as_tensor((level - 0.5) * self.step, dtype=self.location.dtype))
+            tail = torch.sigmoid(-edge) if self.kind == "logistic" else torch.special.ndtr(-edge)
+            first = first + self.step * tail
+            second = second + (2 * level - 1) * self.step**2 * tail
+        return first, second
+
+    def _standard(self, value: Tensor) -> Tensor:
+        scale = self.scale * (math.sqrt(3) / math.pi) if self.kind == "logistic" else self.scale
+        return (value - self.location) / scale
+
+
+class _AtLeast(torch.autograd.Function):
+    """max(x, floor), with the gradient of x below the floor where a step along it leads up: nothing gets stuck there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, floor: float) -> Tensor:
+        ctx.save_for_backward(x > floor)
+        return x.clamp(min=floor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (free,) = ctx.saved_tensors
+        return gradients[0] * (free | (gradients[0] < 0)), None
+
+
+LIKELIHOODS = {
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "gaussian": Gaussian,
+    "discretized_gaussian": DiscretizedGaussian,
+    "discretized_logistic": DiscretizedLogistic,
+}
+
+
+def make(name: str, shape: Sequence[int], sigma: float | str | None = None, levels: int | None = None) -> Bernoulli | Gaussian:
+    """The likelihood called `name` for data of shape `shape`.
+
+    `sigma` (default 1) belongs to the Gaussian and the discretised ones, `levels` (default 256) to the discretised ones.
+    """
     checks.choice("likelihood", name, LIKELIHOODS)
-    if name == "gaussian":
-        return Gaussian(shape, 1.0 if sigma is None else sigma)
-    if sigma is not None:
-        raise ValueError(f"sigma belongs to likelihood='gaussian'; likelihood={name!r} has none")
-    return Bernoulli(shape)
+    kind = LIKELIHOODS[name]
+    options: dict[str, Any] = {}
+    for option, value, owner in (("sigma", sigma, Gaussian), ("levels", levels, DiscretizedGaussian)):
+        if value is not None:
+            if not issubclass(kind, owner):
+                owners = " or ".join(f"'{each}'" for each, one in LIKELIHOODS.items() if issubclass(one, owner))
+                raise ValueError(f"{option} belongs to likelihood={owners}; likelihood={name!r} has none")
+            options[option] = value
+    return kind(shape, **options)
+
+
+def discretized(likelihood: distributions.Distribution, levels: int) -> distributions.Independent:
+    """A Gaussian likelihood of x as the mass that it puts into the bins of x's `levels` values: see `DiscretizedGaussian`."""
+    base = likelihood.base_dist if isinstance(likelihood, distributions.Independent) else None
+    if not isinstance(base, distributions.Normal):
+        raise ValueError("only a gaussian likelihood can be discretized")
+    return _independent(
+        Discretized(base.loc, base.scale, checks.whole("levels", levels, minimum=2)), len(likelihood.event_shape)
+    )
 
 
 def gaussian_distortion(mse: float, sigma2: float, n: int) -> float:
     """−log N(x; x̂, σ²I) in nats for a squared error `mse` summed over n dimensions: n/2 log 2πσ² + mse/2σ²."""
     return n / 2 * math.log(2 * math.pi * sigma2) + mse / (2 * sigma2)
+
+
+def _independent(pixels: distributions.Distribution, rank: int) -> distributions.Independent:
+    return distributions.Independent(pixels, rank, validate_args=False)

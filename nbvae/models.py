@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, distributions, nn
 from nbvae import checks, likelihoods
 from nbvae import nn as networks
 
+# Values that are decoded at once: 64 MiB in float32.
+_CHUNK = 1 << 24
+
 
 class VAE(nn.Module):
     """Encoder q(z|x) = N(μ(x), diag σ²(x)), decoder p(x|z) and prior p(z) = N(0, I) (Kingma & Welling 2013).
@@ -19,7 +23,10 @@ class VAE(nn.Module):
 
     - `shape`: shape of one example, `ds.shape`; `latent_dim`: k >= 1.
     - `network`: "linear" (mean and decoder linear, posterior variance constant) or "mlp".
-    - `likelihood`: "bernoulli" (0/1 data) or "gaussian" with the fixed standard deviation `sigma`.
+    - `likelihood`: "bernoulli" (0/1 data), "gaussian", "continuous_bernoulli" (values in [0, 1]), "discretized_gaussian" or
+      "discretized_logistic" (`levels` grey values j/(levels − 1), 256 by default).
+    - `sigma`, of the Gaussian and the discretised ones: a fixed standard deviation > 0 (default 1), or how it is learned:
+      "global", "optimal" (Gaussian only), "z" or "z_diag". `nbvae.likelihoods` describes them.
     - `hidden`: widths of the hidden layers from the data inwards, the decoder's reversed; by default (128,) for up to 256
       inputs and (400, 400) above.
 
@@ -36,7 +43,8 @@ class VAE(nn.Module):
         network: str = "mlp",
         likelihood: str = "bernoulli",
         *,
-        sigma: float | None = None,
+        sigma: float | str | None = None,
+        levels: int | None = None,
         hidden: Sequence[int] | None = None,
     ):
         super().__init__()
@@ -53,12 +61,13 @@ class VAE(nn.Module):
             "latent_dim": self.latent_dim,
             "network": network,
             "likelihood": likelihood,
-            "sigma": None if sigma is None else checks.positive("sigma", sigma),
+            "sigma": sigma if sigma is None or isinstance(sigma, str) else checks.positive("sigma", sigma),
+            "levels": levels,
             "hidden": hidden,
         }
+        self.pixels = likelihoods.make(likelihood, self.shape, sigma, levels)
         self.encoder = networks.encoder(network, n, self.latent_dim, hidden)
-        self.decoder = networks.decoder(network, self.latent_dim, n, hidden[::-1])
-        self.pixels = likelihoods.make(likelihood, self.shape, sigma)
+        self.decoder = networks.decoder(network, self.latent_dim, self.pixels.n_outputs, hidden[::-1])
         self.register_buffer("prior_mean", torch.zeros(self.latent_dim), persistent=False)
         self.register_buffer("prior_std", torch.ones(self.latent_dim), persistent=False)
 
@@ -87,13 +96,14 @@ class VAE(nn.Module):
         """
         if self.config["network"] != "linear":
             raise ValueError(f"only network='linear' has linear maps, this model's is {self.config['network']!r}")
+        n = math.prod(self.shape)  # behind it σ(z) may follow
         state = {name: value.double().cpu().numpy() for name, value in self.state_dict().items()}
         return {
             "encoder": state["encoder.mean.weight"],
             "encoder_bias": state["encoder.mean.bias"],
             "variance": np.exp(state["encoder.log_variance"]),
-            "decoder": state["decoder.0.weight"],
-            "decoder_bias": state["decoder.0.bias"],
+            "decoder": state["decoder.0.weight"][:n],
+            "decoder_bias": state["decoder.0.bias"][:n],
         }
 
     def check(self, x: Float[Tensor, "*batch"]) -> None:
@@ -101,6 +111,62 @@ class VAE(nn.Module):
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"the model is for examples of shape {self.shape}, the data have {tuple(x.shape[1:])}")
         self.pixels.check(x)
+
+
+class Discretized:
+    """A view of a Gaussian model whose likelihood is the mass in the bins of x's `levels` values: D becomes a code length.
+
+    Posterior and prior are the model's own. Densities of σ's modes can be compared as densities; masses on the same values, in
+    bits for each dimension, D/(n log 2), also with a likelihood that was discrete from the start.
+    """
+
+    def __init__(self, model: VAE, levels: int = 256):
+        if not isinstance(getattr(model, "pixels", None), likelihoods.Gaussian):
+            raise ValueError("only a model with a gaussian likelihood can be discretized")
+        self.model, self.levels = model, levels
+        self.posterior, self.prior = model.posterior, model.prior
+        self._bins = likelihoods.DiscretizedGaussian(model.shape, levels=levels)
+
+    def likelihood(self, z: Float[Tensor, "*batch k"]) -> distributions.Independent:
+        return likelihoods.discretized(self.model.likelihood(z), self.levels)
+
+    def check(self, x: Float[Tensor, "batch *shape"]) -> None:
+        """Raise `ValueError` unless x is made of the levels."""
+        self.model.check(x)
+        self._bins.check(x)
+
+
+@torch.no_grad()
+def calibrate(model: Any, x: Float[Tensor, "batch *shape"]) -> None:
+    """Set σ² of a model in closed form: MSE/n of x (batch, *shape), one draw z ~ q(z|x) for each.
+
+    With `sigma="optimal"` training calls it on each batch and, at its end, on the training set; on held-out data it would fit σ
+    to them. Of a σ that gradients learn it sets the start. A stack of models, as in a sweep, is calibrated each on its own.
+    """
+    pixels = _pixels(model)
+    if getattr(pixels, "mode", "fixed") == "fixed":
+        raise ValueError("only a learned sigma can be calibrated: " + ", ".join(likelihoods.SIGMAS))
+    rank = len(pixels.shape)
+    errors = []
+    for part in x.split(max(1, _CHUNK // math.prod(pixels.shape)), dim=-1 - rank):
+        part = part.to(pixels.variance)
+        rebuilt = model.likelihood(model.posterior(part).rsample()).mean
+        errors.append((part - rebuilt).square().flatten(-rank).mean(-1))
+    pixels.set_variance(torch.cat(errors, -1).mean(-1))
+
+
+def at_floor(model: Any, x: Float[Tensor, "batch *shape"]) -> float:
+    """The share of the σs, over one draw of z for each x (batch, *shape), that are on their floor `likelihoods.FLOOR`."""
+    pixels = _pixels(model)
+    if getattr(pixels, "mode", "fixed") == "fixed":
+        return 0.0
+    with torch.no_grad():
+        scale = pixels.location_scale(model.decoder(model.posterior(x.to(model.prior_mean)).mean))[1]
+    return (scale <= likelihoods.FLOOR * (1 + 1e-5)).double().mean().item()
+
+
+def _pixels(model: Any) -> Any:
+    return getattr(getattr(model, "stacked", model), "pixels", None)
 
 
 def _normal(mean: Tensor, std: Tensor) -> distributions.Independent:

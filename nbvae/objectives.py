@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributions, nn
 
-from nbvae import aggregate, checks, stacking
+from nbvae import aggregate, checks, likelihoods, stacking
 from nbvae import nn as networks
 
 
@@ -142,6 +142,38 @@ class BetaVAE:
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
         terms = elbo_terms(model, x)
         return Loss(terms.distortion.mean(-1) + self.beta * terms.rate.mean(-1), terms)
+
+
+@dataclass(frozen=True)
+class LogMSE:
+    """n/2 (log(2π MSE_i/n) + 1) + βR: the Gaussian loss at each example's own best σ_i² = MSE_i/n (Kim & Lee 2024).
+
+    A training score, not a likelihood: σ_i is chosen with x in view, and exp(−score) does not integrate over x. It lies below
+    −log p(x|z) of every isotropic Gaussian decoder with the same mean, so never put it on a likelihood axis; `Terms.distortion`
+    holds it, `Run.history` too. The model's own σ is not used; with `sigma="optimal"` training calibrates it beside, and the
+    model has a likelihood that can be measured. σ_i is at least `likelihoods.FLOOR`. `beta` > 0.
+    """
+
+    beta: float = 1.0
+    weights: ClassVar = {"a": "β", "t": "β", "m": "β"}
+    formula: ClassVar = "n/2 log MSE_i + βR"
+    reference: ClassVar = "Kim & Lee (2024)"
+
+    def __post_init__(self) -> None:
+        _set(self, "beta", checks.positive("beta", self.beta))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        prior = model.prior()
+        x = x.to(prior.mean)
+        posterior = model.posterior(x)
+        likelihood = model.likelihood(posterior.rsample())
+        rank = len(likelihood.event_shape)
+        mse = (x - likelihood.mean).square().flatten(-rank).mean(-1)
+        score = (
+            0.5 * math.prod(likelihood.event_shape) * (mse.clamp(min=likelihoods.FLOOR**2).log() + math.log(2 * math.pi) + 1)
+        )
+        terms = Terms(score, distributions.kl_divergence(posterior, prior))
+        return Loss(score.mean(-1) + self.beta * terms.rate.mean(-1), terms)
 
 
 @dataclass(frozen=True)
@@ -471,6 +503,10 @@ TABLE = {
     "beta_tcvae": BetaTCVAE,
     "hfvae": HFVAE,
 }
+
+
+# All objectives that a run can be saved with, and a sweep be asked for by name.
+NAMED = {**TABLE, "log_mse": LogMSE}
 
 
 def _per_latent(distribution: distributions.Distribution, z: Tensor) -> Tensor:

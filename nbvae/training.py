@@ -1,6 +1,7 @@
 """Training: one frozen config, `fit` for one model, `sweep` for many at once, and runs on disk."""
 
 import json
+import logging
 import sys
 import threading
 import time
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import nbvae
-from nbvae import checks, data, models, objectives, stacking
+from nbvae import checks, data, likelihoods, models, objectives, stacking
 from nbvae.stacking import seeded
+
+_log = logging.getLogger(__name__)
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -75,10 +78,10 @@ class Run:
     def save(self, folder: str | Path) -> Path:
         """Write `model.safetensors` and `run.json` into `folder` (made if need be); return the folder."""
         folder = Path(folder)
-        names = [name for name, kind in objectives.TABLE.items() if type(self.objective) is kind]
+        names = [name for name, kind in objectives.NAMED.items() if type(self.objective) is kind]
         settings = getattr(self.model, "config", None)
         if not names or settings is None:
-            raise ValueError("only a model of nbvae.models trained with an objective of objectives.TABLE can be saved")
+            raise ValueError("only a model of nbvae.models trained with an objective of objectives.NAMED can be saved")
         record = {
             "nbvae": nbvae.__version__,
             "torch": torch.__version__,
@@ -107,7 +110,7 @@ def load(folder: str | Path) -> Run:
         settings, objective = record["model"], record["objective"]
         model = getattr(models, settings.pop("class"))(**settings).to(getattr(torch, record["dtype"]))
         model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        trained = objectives.TABLE[objective.pop("name")](**objective)
+        trained = objectives.NAMED[objective.pop("name")](**objective)
         return Run(model, trained, TrainConfig(**record["config"]), record["history"], record["seconds"])
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{folder} holds a damaged run: {str(error).splitlines()[0]}") from None
@@ -153,8 +156,10 @@ def fit(
     _accept(model, dataset, objective)
     start = time.perf_counter()
     companion = _companion(objective, model.to(place), config.seed)
+    _prepare(model, dataset, config.seed)
     with seeded(config.seed, place):
         [(history, problem)] = _loop(model, objective, dataset, config, stacking.Streams([None], place), companion)
+    _settle(model, dataset, config.seed)
     run = Run(model, objective, config, history, time.perf_counter() - start)
     if problem:
         raise Diverged(problem, [run])
@@ -173,7 +178,7 @@ def sweep(
     """Train a model for every β, every σ and every seed, all at once; return the runs in that order, seeds innermost.
 
     `make()` returns a new model (`make(sigma=σ)` where `sigmas` are given), always of one architecture; torch's stream is
-    seeded before each call. `objective` is a name in `objectives.TABLE` or a function from β to an objective. Each run equals
+    seeded before each call. `objective` is a name in `objectives.NAMED` or a function from β to an objective. Each run equals
     the `fit` of such a model with `config.seed` set to its seed: the same initial weights, batches and noise. A run that
     diverges is put back to its last good epoch while the others go on, and `Diverged` is raised at the end.
     """
@@ -188,6 +193,8 @@ def sweep(
         with seeded(seed, place):
             made.append(make(**option).to(place))
     _accept(made[0], dataset, grid[0][0])
+    for model, (_, _, seed) in zip(made, grid, strict=True):
+        _prepare(model, dataset, seed)
 
     stop = threading.Event()
 
@@ -201,6 +208,8 @@ def sweep(
         companion = stacking.stack(beside) if beside else None
         results = _loop(stacking.Together(stacked, streams), loss, dataset, config, streams, companion, stop)
         stacking.unstack(stacked, members)
+        for index in group:
+            _settle(made[index], dataset, grid[index][2])
         share = (time.perf_counter() - start) / len(group)
         return [
             (Run(made[index], grid[index][0], replace(config, seed=grid[index][2]), history, share), problem)
@@ -250,8 +259,8 @@ def _in_threads(work: Callable[[range], Any], groups: list[range], stop: threadi
 
 
 def _by_beta(name: str) -> Callable[[float], Callable[..., objectives.Loss]]:
-    checks.choice("objective", name, objectives.TABLE)
-    kind = objectives.TABLE[name]
+    checks.choice("objective", name, objectives.NAMED)
+    kind = objectives.NAMED[name]
     if "beta" not in {field.name for field in fields(kind)}:
         raise ValueError(f"objective={name!r} has no beta to sweep over")
     return lambda beta: kind(beta=beta)
@@ -274,7 +283,8 @@ def _loop(
     schedule = _schedule(optimiser, config, config.epochs * len(batches))
     beside = {} if companion is None else {"companion": companion}
     second = None if companion is None else torch.optim.Adam(companion.parameters(), lr=objective.lr, fused=True)
-    record = _Record(parameters)
+    record = _Record([*parameters, *model.buffers()])
+    calibrated = any(getattr(part, "mode", None) == "optimal" for part in model.modules())
     for epoch in tqdm(range(config.epochs), desc="training", unit="epoch", leave=False, disable=not watched()):
         orders = streams.permutations(len(train))
         losses = []
@@ -282,6 +292,8 @@ def _loop(
             if stop is not None and stop.is_set():
                 raise InterruptedError("the sweep was interrupted")
             x = streams.batch(dataset, train, [order[start : start + config.batch_size] for order in orders])
+            if calibrated:
+                models.calibrate(model, x)
             total, terms = objective(model, x, step=step, reference=train, **beside)
             optimiser.zero_grad()
             total.sum().backward()
@@ -298,6 +310,30 @@ def _loop(
     return record.results()
 
 
+def _prepare(model: nn.Module, dataset: data.Dataset, seed: int) -> None:
+    """Let a σ that gradients learn start at the scale of the data, unless it has been trained before."""
+    pixels: Any = getattr(model, "pixels", None)
+    if getattr(pixels, "mode", None) in ("global", "z", "z_diag") and (pixels.variance == 1).all():
+        with seeded(seed, pixels.variance.device):
+            models.calibrate(model, dataset.train[:10_000])
+
+
+def _settle(model: nn.Module, dataset: data.Dataset, seed: int) -> None:
+    """Set an "optimal" σ from the training set, and say so where a learned σ has come to rest on its floor."""
+    pixels = getattr(model, "pixels", None)
+    with seeded(seed, next(model.parameters()).device):
+        if getattr(pixels, "mode", None) == "optimal":
+            models.calibrate(model, dataset.train)
+        if share := models.at_floor(model, dataset.train[:1000]):
+            _log.warning(
+                "sigma=%r is on its floor of %g for %.0f %% of its values: the data can be reproduced exactly there, "
+                "and only the floor bounds the likelihood",
+                getattr(pixels, "mode", None),
+                likelihoods.FLOOR,
+                100 * share,
+            )
+
+
 def _companion(objective: Any, model: Any, seed: int) -> nn.Module | None:
     """The network that an objective trains beside the model (FactorVAE's discriminator), if it has one."""
     make = getattr(objective, "companion", None)
@@ -310,7 +346,7 @@ def _companion(objective: Any, model: Any, seed: int) -> nn.Module | None:
 class _Record:
     """History and last good weights of one model, or of each model of a stack."""
 
-    def __init__(self, parameters: list[nn.Parameter]):
+    def __init__(self, parameters: list[Tensor]):
         self.parameters = parameters
         self.backup = [parameter.detach().clone() for parameter in parameters]
         self.good: Tensor | None = None  # () or (models,): those without a problem so far
