@@ -89,6 +89,15 @@ class LinearGaussian:
         rate, mse = _fill(self.eigenvalues[: self.latent_dim], _positive("water_level", water_level))
         return rate, mse + float(self.eigenvalues[self.latent_dim :].sum())
 
+    def learned_beta(self, water_level: Numbers) -> Numbers:
+        """The β at which a learned σ puts the optimum at the water level s > 0, a number or an array: β = n s/MSE(s).
+
+        It never falls with s: where it stands still, nothing is left over, T_a = 0, and every level of the stretch is optimal
+        for one and the same β.
+        """
+        level = _positive("water_level", water_level)
+        return _like(len(self.eigenvalues) * level / self.at_water_level(level)[1])
+
     def collapse_beta(self, sigma2: float | None = None) -> float:
         """β from which on no latent is active: λ_1/σ² for a fixed σ², λ_1/mean(λ) for a learned one."""
         noise = self.eigenvalues.mean() if sigma2 is None else checks.positive("sigma2", sigma2)
@@ -259,6 +268,19 @@ def linear_evidence(
     quadratic = (centred**2).sum(1) / s2 - (projected * means).sum(1)
     log_det = n * math.log(s2) + float(np.linalg.slogdet(precision)[1])
     return -0.5 * (n * math.log(2 * math.pi) + log_det + quadratic), means, covariance
+
+
+def calibrated_distortion(mse: Numbers, n: int) -> Numbers:
+    """D* = n/2 (log 2π MSE/n + 1), nats: the least −log N(x; x̂, σ²I) on average, at σ² = MSE/n; `mse` > 0, a number or array.
+
+    Along a frontier of MSE with slope dMSE/dR = −2s it has the slope dD*/dR = −n s/MSE(s), which is −n/a while a latents are
+    active and next to nothing is left over: a straight line.
+
+    >>> round(calibrated_distortion(2.0, 4), 5)
+    4.28946
+    """
+    size = checks.whole("n", n)
+    return _like(size / 2 * (np.log(2 * np.pi * _positive("mse", mse) / size) + 1))
 
 
 def gaussian_rd(eigenvalues: Array, water_level: Numbers) -> tuple[Numbers, Numbers]:

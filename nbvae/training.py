@@ -24,6 +24,7 @@ from nbvae.stacking import seeded
 _log = logging.getLogger(__name__)
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 # Weights that one group of a sweep may hold on a CPU. Beyond this the optimiser's state no longer fits the cache, and a larger
@@ -33,10 +34,12 @@ _GROUP = 8_000_000
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train: Adam at `lr` under a schedule, all randomness from `seed`.
+    """How to train: an optimiser at `lr` under a schedule, all randomness from `seed`.
 
     - `epochs` >= 1 passes over the training split in batches of `batch_size` >= 1 (the last may be smaller);
     - `lr` > 0, the peak of the `schedule`: "constant", "cosine" (to zero) or "one_cycle";
+    - `optimizer`: "adam", "adamw" (decay beside the gradient) or "sgd" (without momentum); `weight_decay` >= 0, to zero;
+    - `clip` > 0: the most that the norm of a model's gradient may be, None for no limit;
     - `device`: "auto" (CUDA, then MPS, then CPU), or one by name ("cuda:1" too).
 
     Raises `ValueError` with what is allowed.
@@ -48,6 +51,9 @@ class TrainConfig:
     schedule: str = "constant"
     seed: int = 0
     device: str = "auto"
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -55,9 +61,12 @@ class TrainConfig:
             ("batch_size", checks.whole("batch_size", self.batch_size)),
             ("lr", checks.positive("lr", self.lr)),
             ("seed", checks.whole("seed", self.seed, minimum=0)),
+            ("weight_decay", checks.not_negative("weight_decay", self.weight_decay)),
+            ("clip", None if self.clip is None else checks.positive("clip", self.clip)),
         ):
             object.__setattr__(self, name, value)  # plain Python numbers, whatever came in: they are written to JSON
         checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         device(self.device)
 
 
@@ -279,7 +288,7 @@ def _loop(
     train = dataset.train.to(streams.place)
     batches = range(0, len(train), config.batch_size)
     parameters = list(model.parameters())
-    optimiser = torch.optim.Adam(parameters, lr=config.lr, fused=True)
+    optimiser = OPTIMIZERS[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     schedule = _schedule(optimiser, config, config.epochs * len(batches))
     beside = {} if companion is None else {"companion": companion}
     second = None if companion is None else torch.optim.Adam(companion.parameters(), lr=objective.lr, fused=True)
@@ -297,6 +306,8 @@ def _loop(
             total, terms = objective(model, x, step=step, reference=train, **beside)
             optimiser.zero_grad()
             total.sum().backward()
+            if config.clip is not None:
+                _clip(parameters, config.clip, total.dim())
             optimiser.step()
             if second is not None:
                 second.zero_grad()  # the objective's gradients went through the companion too
@@ -308,6 +319,15 @@ def _loop(
         if not record.close_epoch(losses):
             break
     return record.results()
+
+
+def _clip(parameters: list[nn.Parameter], most: float, leading: int) -> None:
+    """Scale the gradients of each model (`leading` dimensions count them) down to the norm `most`, where it is larger."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.stack([gradient.flatten(leading).square().sum(-1) for gradient in gradients]).sum(0).sqrt()
+    scale = (most / norm).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.view(*scale.shape, *[1] * (gradient.dim() - leading)))
 
 
 def _prepare(model: nn.Module, dataset: data.Dataset, seed: int) -> None:

@@ -416,6 +416,32 @@ def test_optimal_sigma_likelihood_is_linear_in_the_rate_while_the_residual_is_sm
     np.testing.assert_allclose(slope(rate, 4 * np.log(mse)), -(8 * levels / (3 * levels + 1.55))[1:-1], rtol=1e-5)
 
 
+def test_learned_beta_is_the_beta_whose_learned_sigma_has_this_level():
+    for beta in (0.2, 0.7, 1.0, 2.0, 3.5):
+        assert ORACLE.learned_beta(ORACLE.solve(beta).water_level) == pytest.approx(beta, rel=1e-12)
+    levels = np.geomspace(1e-3, 20, 500)
+    assert (np.diff(ORACLE.learned_beta(levels)) >= 0).all()
+    assert ORACLE.learned_beta(SPECTRUM[0]) == pytest.approx(ORACLE.collapse_beta())
+    # Nothing left over: a stretch of levels for one β, n/a with a latents active.
+    flat = analytic.LinearGaussian([4.0, 2.0, 0.0], 2).learned_beta(np.array([0.1, 1.0, 1.9]))
+    np.testing.assert_allclose(flat, 3 / 2, rtol=1e-12)
+
+
+def test_calibrated_distortion_is_that_of_the_best_sigma_and_has_the_slope_of_the_learned_beta():
+    for beta in (0.2, 1.0, 2.5):
+        best = ORACLE.solve(beta)
+        assert analytic.calibrated_distortion(best.mse, 8) == pytest.approx(best.distortion, rel=1e-12)
+        for factor in (0.9, 1.1):
+            sigma2 = factor * best.sigma2
+            worse = 4 * math.log(2 * math.pi * sigma2) + best.mse / (2 * sigma2)
+            assert worse > analytic.calibrated_distortion(best.mse, 8)
+    levels = np.geomspace(0.01, 4.9, 4001)
+    rate, mse = ORACLE.at_water_level(levels)
+    inside = np.abs(levels[1:-1, None] / SPECTRUM - 1).min(1) > 0.01  # the slope jumps nowhere, its slope does
+    measured = slope(rate, analytic.calibrated_distortion(mse, 8))
+    np.testing.assert_allclose(measured[inside], -ORACLE.learned_beta(levels)[1:-1][inside], rtol=1e-3)
+
+
 # ---------------------------------------------------------------- real data, input
 
 
@@ -490,6 +516,9 @@ def test_bad_covariance_is_named_in_one_line(cov, message):
         lambda: ORACLE.solve(1, math.inf),
         lambda: ORACLE.collapse_beta(0),
         lambda: ORACLE.at_water_level(0),
+        lambda: ORACLE.learned_beta(-1),
+        lambda: analytic.calibrated_distortion(0, 8),
+        lambda: analytic.calibrated_distortion(1.0, 0),
         lambda: analytic.gaussian_rd([1, 2], np.array([1, -1])),
         lambda: analytic.gaussian_rd([1, -2], 1),
         lambda: analytic.gaussian_rd(np.eye(2), 1),

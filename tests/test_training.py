@@ -59,6 +59,37 @@ def test_sweep_over_sigma_equals_separate_fits():
         assert_same(run, separate(lambda s=sigma: make(likelihood="gaussian", sigma=s), grey, run))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"optimizer": "sgd", "lr": 1e-4}, {"optimizer": "adamw", "weight_decay": 0.3}, {"weight_decay": 0.3}, {"clip": 2.0}],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_every_optimizer_is_the_one_of_torch_alone_and_in_a_sweep(digits, options):
+    """Against a loop by hand with torch's optimiser and `clip_grad_norm_`, which no line of the library calls."""
+    config = replace(CONFIG, epochs=1, schedule="constant", **options)
+    runs = training.sweep(make, digits, [0.5, 3.0], seeds=(0, 1), config=config)
+    for run in runs:
+        torch.manual_seed(run.config.seed)
+        model = make()
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[config.optimizer]
+        optimiser = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        norms = []
+        with training.seeded(run.config.seed):
+            order = torch.randperm(len(digits.train))
+            for index in order.split(config.batch_size):
+                loss = run.objective(model, digits.train[index]).total
+                optimiser.zero_grad()
+                loss.backward()
+                most = float("inf") if config.clip is None else config.clip
+                norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), most).item())
+                optimiser.step()
+        for (name, a), b in zip(run.model.named_parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-7, rtol=0, msg=name)
+        if config.clip is not None:
+            assert max(norms) > config.clip  # or nothing was tested
+        assert_same(run, separate(make, digits, run))
+
+
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()
@@ -279,6 +310,9 @@ def test_a_damaged_run_is_refused_in_one_line(digits, tmp_path):
         ({"lr": float("nan")}, "lr must be"),
         ({"lr": "abc"}, "lr must be"),
         ({"schedule": "step"}, "constant, cosine, one_cycle"),
+        ({"optimizer": "lbfgs"}, "adam, adamw, sgd"),
+        ({"weight_decay": -0.1}, "weight_decay must be a finite number >= 0"),
+        ({"clip": 0}, "clip must be a finite number > 0"),
         ({"seed": -1}, "seed must be a whole number >= 0"),
         ({"seed": "x"}, "seed must be"),
         ({"device": "gpu"}, "auto, cpu, cuda, mps"),
