@@ -55,16 +55,65 @@ class Bernoulli(nn.Module):
 
 
 class ContinuousBernoulli(Bernoulli):
-    """A density on [0, 1]ⁿ: the Bernoulli formula with its normaliser (Loaiza-Ganem & Cunningham 2019); output: logits."""
+    """A density on [0, 1]ⁿ: the Bernoulli formula with its normaliser (Loaiza-Ganem & Cunningham 2019); output: logits.
+
+    Where data sit on 0 or 1 the density grows without bound with the logit λ, as log |λ|.
+    """
 
     def forward(self, output: Float[Tensor, "*batch n"]) -> distributions.Independent:
-        pixels = distributions.ContinuousBernoulli(logits=output.unflatten(-1, self.shape), validate_args=False)
-        return _independent(pixels, len(self.shape))
+        return _independent(OnUnitInterval(output.unflatten(-1, self.shape)), len(self.shape))
 
     def check(self, x: Float[Tensor, "batch *shape"]) -> None:
         """Raise `ValueError` unless every value is in [0, 1]."""
         if not ((x >= 0) & (x <= 1)).all():
             raise ValueError("a continuous_bernoulli likelihood needs values in [0, 1]; use likelihood='gaussian'")
+
+
+class OnUnitInterval(distributions.Distribution):
+    """p(x) = e^{λ(x − ½)} u/sinh u on [0, 1], u = |λ|/2: the continuous Bernoulli of logit λ.
+
+    torch's clamps λ in the normaliser only, from |λ| = 12 on: in float32 its integral is .8 at 20, and .4 at 40.
+    """
+
+    arg_constraints: Any = {}  # noqa: RUF012  # pyright: ignore
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+        super().__init__(logits.shape, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.logits * (value - 0.5) - self._log_normaliser()
+
+    def _log_normaliser(self) -> Tensor:
+        """log(sinh u/u), by its series near 0."""
+        u = self.logits.abs() / 2
+        small = u < 0.1
+        far = torch.where(small, 1.0, u)
+        series = u.square() / 6 - u**4 / 180 + u**6 / 2835
+        return torch.where(small, series, far + (-torch.expm1(-2 * far)).log() - (2 * far).log())
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        p = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
+        # The inverse of the cdf at −|λ|, where the mass is at 0, and its mirror image.
+        size = self.logits.abs()
+        far = size.clamp(min=1e-3)
+        x = torch.where(size < 1e-3, p, -torch.log1p(p * torch.expm1(-far)) / far).clamp(0, 1)
+        return torch.where(self.logits > 0, 1 - x, x)
+
+    @property
+    def mean(self) -> Tensor:
+        small = self.logits.abs() < 0.1
+        far = torch.where(small, 1.0, self.logits)
+        return torch.where(small, 0.5 + self.logits / 12 - self.logits**3 / 720, -1 / torch.expm1(-far) - 1 / far)
+
+    @property
+    def variance(self) -> Tensor:
+        small = self.logits.abs() < 0.1
+        far = torch.where(small, 1.0, self.logits)
+        exact = far**-2 - 0.25 / torch.sinh((far / 2).clamp(-40, 40)).square()
+        return torch.where(small, 1 / 12 - self.logits.square() / 240, exact)
 
 
 class Gaussian(nn.Module):
@@ -181,12 +230,12 @@ class Discretized(distributions.Distribution):
         lower, upper = (self._standard(value + side * self.step / 2) for side in (-1, 1))
         if self.kind == "logistic":
             below, above = nn.functional.logsigmoid(upper), nn.functional.logsigmoid(-lower)
-            inside = below + above + (-torch.expm1(lower - upper)).log()
+            inside = below + above + (-torch.expm1(-self.step * math.pi / math.sqrt(3) / self.scale)).log()
         else:
-            below, above = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
+            below, above = _LogNdtr.apply(upper), _LogNdtr.apply(-lower)
             # In the right half the mirror image: there both probabilities are near one and their difference is lost.
             right = lower + upper > 0
-            small = torch.special.log_ndtr(torch.where(right, -upper, lower))
+            small = _LogNdtr.apply(torch.where(right, -upper, lower))
             large = torch.where(right, above, below)
             inside = large + (-torch.expm1((small - large).clamp(max=-1e-12))).log()
         return torch.where(value < self.step / 2, below, torch.where(value > 1 - self.step / 2, above, inside))
@@ -223,6 +272,20 @@ class Discretized(distributions.Distribution):
     def _standard(self, value: Tensor) -> Tensor:
         scale = self.scale * (math.sqrt(3) / math.pi) if self.kind == "logistic" else self.scale
         return (value - self.location) / scale
+
+
+class _LogNdtr(torch.autograd.Function):
+    """log Φ(x), with the gradient φ/Φ as √(2/π)/erfcx(−x/√2): torch's own cancels in float32 far in the tail."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.special.log_ndtr(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradients[0] * math.sqrt(2 / math.pi) / torch.special.erfcx(-x / math.sqrt(2))
 
 
 class _AtLeast(torch.autograd.Function):

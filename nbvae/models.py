@@ -56,16 +56,16 @@ class VAE(nn.Module):
         if hidden is None:
             hidden = (128,) if n <= 256 else (400, 400)
         hidden = tuple(checks.whole("hidden", width) for width in hidden)
+        self.pixels = likelihoods.make(likelihood, self.shape, sigma, levels)
         self.config = {
             "shape": self.shape,
             "latent_dim": self.latent_dim,
             "network": network,
             "likelihood": likelihood,
             "sigma": sigma if sigma is None or isinstance(sigma, str) else checks.positive("sigma", sigma),
-            "levels": levels,
+            "levels": None if levels is None else int(levels),
             "hidden": hidden,
         }
-        self.pixels = likelihoods.make(likelihood, self.shape, sigma, levels)
         self.encoder = networks.encoder(network, n, self.latent_dim, hidden)
         self.decoder = networks.decoder(network, self.latent_dim, self.pixels.n_outputs, hidden[::-1])
         self.register_buffer("prior_mean", torch.zeros(self.latent_dim), persistent=False)
@@ -121,7 +121,7 @@ class Discretized:
     """
 
     def __init__(self, model: VAE, levels: int = 256):
-        if not isinstance(getattr(model, "pixels", None), likelihoods.Gaussian):
+        if type(getattr(model, "pixels", None)) is not likelihoods.Gaussian:
             raise ValueError("only a model with a gaussian likelihood can be discretized")
         self.model, self.levels = model, levels
         self.posterior, self.prior = model.posterior, model.prior

@@ -335,7 +335,7 @@ def _prepare(model: nn.Module, dataset: data.Dataset, seed: int) -> None:
     pixels: Any = getattr(model, "pixels", None)
     if getattr(pixels, "mode", None) in ("global", "z", "z_diag") and (pixels.variance == 1).all():
         with seeded(seed, pixels.variance.device):
-            models.calibrate(model, dataset.train[:10_000])
+            models.calibrate(model, dataset.draw(dataset.train[:10_000]))
 
 
 def _settle(model: nn.Module, dataset: data.Dataset, seed: int) -> None:
@@ -343,8 +343,8 @@ def _settle(model: nn.Module, dataset: data.Dataset, seed: int) -> None:
     pixels = getattr(model, "pixels", None)
     with seeded(seed, next(model.parameters()).device):
         if getattr(pixels, "mode", None) == "optimal":
-            models.calibrate(model, dataset.train)
-        if share := models.at_floor(model, dataset.train[:1000]):
+            models.calibrate(model, dataset.draw(dataset.train))
+        if share := models.at_floor(model, dataset.draw(dataset.train[:1000])):
             _log.warning(
                 "sigma=%r is on its floor of %g for %.0f %% of its values: the data can be reproduced exactly there, "
                 "and only the floor bounds the likelihood",
