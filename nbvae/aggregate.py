@@ -110,15 +110,17 @@ class _LogSum(torch.autograd.Function):
         peak = terms.amax(dim, keepdim=True)
         terms.sub_(peak).clamp_(min=-80.0).exp_()
         total = terms.sum(dim, keepdim=True)
-        ctx.save_for_backward(terms, total)
+        ctx.save_for_backward(x, weight, terms, total)
         ctx.dim = dim
         return total.log().add_(peak).squeeze(dim)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        terms, total = ctx.saved_tensors
-        return terms * (gradients[0].unsqueeze(ctx.dim) / total), None, None
+        x, weight, terms, total = ctx.saved_tensors
+        gradient = gradients[0].unsqueeze(ctx.dim)
+        if torch.is_grad_enabled():  # the gradient is to be differentiated itself: what was kept has no graph
+            return (x + weight).softmax(ctx.dim) * gradient, None, None
+        return terms * (gradient / total), None, None
 
 
 def mix(
@@ -147,10 +149,8 @@ def partition(groups: Sequence[Sequence[int]], latent_dim: int | None = None) ->
     return parts
 
 
-def check_reference(reference: object) -> None:
-    """Raise `ValueError` for a reference that is no tensor, or of fewer than two examples: its q(z) is the posterior of one."""
-    if not isinstance(reference, Tensor):
-        raise ValueError(f"the reference must be a torch tensor of examples, got {type(reference).__name__}")
+def check_reference(reference: Sequence | Tensor) -> None:
+    """Raise `ValueError` for a reference of fewer than two examples, whose q(z) is the posterior of one."""
     if len(reference) < 2:
         raise ValueError(f"the aggregated posterior needs a reference of at least two examples, got {len(reference)}")
 

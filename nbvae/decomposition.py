@@ -64,7 +64,7 @@ class Decomposition:
     @classmethod
     def mean_of(cls, runs: Iterable["Decomposition"]) -> "Decomposition":
         """The mean of the decompositions of several trainings on one reference, with standard errors over the trainings."""
-        runs = list(runs)
+        runs = list(runs) if isinstance(runs, Iterable) else [runs]
         if any(not isinstance(run, cls) for run in runs):
             raise ValueError("a mean is of decompositions; held-out examples have CrossTerms, which are none")
         if len(runs) < 2 or len({(run.n_reference, run.within_groups is None) for run in runs}) > 1:
@@ -105,8 +105,9 @@ class Decomposition:
             ]
         if self.saturated:
             lines += [
-                f"Saturated: R > log N = {self.log_n:.3f}. {self.n_reference} examples cannot tell ②, ④, TC of the population:",
-                f"② lies between {self.mutual_information:.3f} and {self.mutual_information_upper:.3f}, "
+                f"Saturated: R > log N = {self.log_n:.3f}. {self.n_reference} examples cannot tell ②, ④, TC of the population.",
+                f"For an encoder not trained on them, on average ② is between {self.mutual_information:.3f} and "
+                f"{self.mutual_information_upper:.3f}, "
                 f"④ between {max(0.0, self.marginal_kl_lower):.3f} and {self.marginal_kl:.3f}.",
             ]
         return "\n".join(lines)
@@ -177,6 +178,7 @@ def decompose(
     objectives.check_data(model, x)
     checks.examples(x, least=2)
     reference = x if reference is None else reference
+    objectives.check_input(model, reference, "the reference")
     aggregate.check_reference(reference)
     n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
     prior = model.prior()
@@ -259,9 +261,10 @@ def _own_rows(x: Tensor, reference: Tensor) -> Int64[Tensor, " batch"] | None:
     if x is reference or (x.shape == reference.shape and torch.equal(x, reference)):
         return torch.arange(len(x))
     # One rounded, the other not: compare what both can hold.
-    coarse = (x.dtype, reference.dtype)
-    coarse = min(coarse, key=lambda t: t.itemsize) if all(t.is_floating_point for t in coarse) else torch.promote_types(*coarse)
-    rows, wanted = ((part.detach().to(coarse).cpu().flatten(1) + 0.0).numpy() for part in (reference, x))
+    both = (x.dtype, reference.dtype)
+    floats = all(dtype.is_floating_point for dtype in both)
+    coarse = max(both, key=lambda dtype: torch.finfo(dtype).eps) if floats else torch.promote_types(*both)
+    rows, wanted = ((part.detach().to(coarse).double().cpu().flatten(1) + 0.0).numpy() for part in (reference, x))
     # (0.0 was added because −0.0 has other bytes than 0.0.)
     index = {row.tobytes(): i for i, row in enumerate(rows)}
     found = [index.get(row.tobytes(), -1) for row in wanted]
@@ -290,8 +293,8 @@ def minibatch_terms(
 
     `estimator` is one of `aggregate.MINIBATCH`, computed by the same code as in the objectives.
     """
+    objectives.check_input(model, reference, "the reference")
     aggregate.check_reference(reference)
-    objectives.check_data(model, reference)
     batch_size, n_batches = checks.whole("batch_size", batch_size), checks.whole("n_batches", n_batches, minimum=2)
     prior = model.prior()
     weights = aggregate.log_weights(estimator, batch_size, len(reference), prior.mean)

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -90,7 +91,7 @@ def rd_curve(runs: Any, x: Float[Tensor, "..."], n_samples: int | None = None, s
     if not runs:
         raise ValueError("rd_curve needs at least one run")
     for run in runs:
-        if not isinstance(getattr(run.objective, "beta", None), float):
+        if not isinstance(getattr(run.objective, "beta", None), Real):
             raise ValueError(f"{run.objective} has no β to order a curve by: evaluate(run.model, x) gives its point")
     order = sorted(runs, key=lambda run: run.objective.beta)
     for beta, group in itertools.groupby(order, key=lambda run: run.objective.beta):
@@ -137,7 +138,7 @@ def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
     linear first layer of the decoder, each `second_moment` is 1 and each `mean` 0, for rescaling or shifting a latent costs
     nothing else: a check of convergence, necessary and not sufficient.
     """
-    objectives.check_data(model, x)
+    objectives.check_input(model, x)
     checks.examples(x, least=2)
     mean, std = (part.cpu().double() for part in aggregate.codes(model, x))
     second = mean.square() + std.square()
@@ -166,7 +167,7 @@ class ActiveUnits:
 def active_units(model: objectives.Model, x: Float[Tensor, "batch ..."], threshold: float = 0.01) -> ActiveUnits:
     """Latents with Var_x[μ_i(x)] > `threshold` on x (Burda et al. 2016, section 5.2)."""
     threshold = checks.positive("threshold", threshold)
-    objectives.check_data(model, x)
+    objectives.check_input(model, x)
     checks.examples(x, least=2)
     with torch.no_grad():
         mean = aggregate.codes(model, x)[0].cpu().double()

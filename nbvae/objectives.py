@@ -56,16 +56,20 @@ def elbo_terms(model: Model, x: Float[Tensor, "..."]) -> Terms:
     return _draw(model, x).terms
 
 
-def check_data(model: Model, x: Tensor) -> None:
-    """Raise `ValueError` where x is no tensor, or no data for the model's likelihood: grey pixels under a Bernoulli, say.
-
-    And where `model` is none: a `Run`, say, in place of its `.model`.
-    """
-    if not isinstance(model, Model):
+def check_input(model: Model, x: Tensor, name: str = "x") -> None:
+    """Raise `ValueError` where `model` is none (a `Run`, say, in place of its `.model`) or x is no tensor of examples."""
+    if isinstance(model, type) or not (hasattr(model, "posterior") and hasattr(model, "prior")):
+        kind = model.__name__ if isinstance(model, type) else type(model).__name__
         hint = ": pass its .model" if hasattr(model, "model") else ""
-        raise ValueError(f"a model needs posterior, likelihood and prior; {type(model).__name__} has them not{hint}")
-    if not isinstance(x, Tensor):
-        raise ValueError(f"x must be a torch tensor of examples, got {type(x).__name__}: torch.as_tensor makes one")
+        raise ValueError(f"a model must have posterior(x), likelihood(z) and prior(); {kind} has not{hint}")
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        hint = "pass its .train or .test" if hasattr(x, "train") else "torch.as_tensor makes one of an array"
+        raise ValueError(f"{name} must be a torch tensor of examples, got {type(x).__name__}: {hint}")
+
+
+def check_data(model: Model, x: Tensor) -> None:
+    """`check_input`, and `ValueError` where x is no data for the model's likelihood: grey pixels under a Bernoulli, say."""
+    check_input(model, x)
     check = getattr(model, "check", None)
     if callable(check):
         check(x)

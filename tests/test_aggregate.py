@@ -412,6 +412,29 @@ def test_codes_are_encoded_in_parts(monkeypatch):
 # ---------------------------------------------------------------- maximum mean discrepancy
 
 
+def test_mixtures_have_second_derivatives():
+    """Hessians and gradient penalties go through the log of the mixture: against torch's own logsumexp."""
+    mean, std, z = torch.randn(5, 2, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64) + 0.2, torch.randn(4, 2)
+    weight = aggregate.log_weights("hfvae", 5, 9, mean)[:4]
+
+    def own(mean):
+        found = aggregate.mix(aggregate.pairwise(z.double(), mean, std), weight, [[0, 1]])
+        return (found.joint.sum() + found.latents.square().sum() + found.groups.sum()) / 3
+
+    def torchs(mean):
+        pairs = aggregate.pairwise(z.double(), mean, std)
+        joint = (pairs.sum(-1) + weight).logsumexp(-1)
+        return (2 * joint.sum() + (pairs + weight[..., None]).logsumexp(-2).square().sum()) / 3
+
+    mean.requires_grad_()
+    for function in (own, torchs):
+        (gradient,) = torch.autograd.grad(function(mean), mean, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.square().sum(), mean)
+        if function is own:
+            expected = gradient.detach(), second
+    torch.testing.assert_close(expected, (gradient.detach(), second))
+
+
 def test_exact_mmd_is_the_integral_of_the_kernel():
     """In one dimension by Gauss–Hermite quadrature over both points of each pair; in three against a U-statistic."""
     mean = torch.tensor([[0.4], [-1.0], [2.0]], dtype=torch.float64)
