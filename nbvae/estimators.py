@@ -50,9 +50,9 @@ def evaluate(
     and weighs its loss D + βR. The draws come from `seed` and leave torch's stream as it was.
     """
     beta = checks.positive("beta", beta)
-    like = model.prior().mean
     objectives.check_data(model, x)
     checks.examples(x, least=2)
+    like = model.prior().mean
     n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
     columns = []
     with seeded(seed, like.device):

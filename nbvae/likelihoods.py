@@ -133,7 +133,8 @@ class Gaussian(nn.Module):
         n, ones = math.prod(self.shape), (1,) * len(self.shape)  # full event rank, so that stacks of models broadcast
         self.n_outputs = n + {"z": 1, "z_diag": n}.get(self.mode, 0)
         if isinstance(sigma, str):
-            checks.choice("sigma", sigma, self.modes)
+            if sigma not in self.modes:
+                raise ValueError(f"sigma must be a number > 0 or one of {', '.join(self.modes)}; got {sigma!r}")
         else:
             self.register_buffer("sigma", torch.full(ones, checks.positive("sigma", sigma)))
         if self.mode == "global":
@@ -170,7 +171,10 @@ class Gaussian(nn.Module):
     @torch.no_grad()
     def set_variance(self, variance: Float[Tensor, "*models"]) -> None:
         """Set σ² (for each model of a stack) to the number, or to the floor; of learned modes, where they start from."""
-        self.variance.copy_(variance.clamp(min=FLOOR**2).reshape_as(self.variance))
+        if self.mode == "fixed":
+            self.sigma.copy_(variance.clamp(min=FLOOR**2).sqrt().reshape_as(self.sigma))
+        else:
+            self.variance.copy_(variance.clamp(min=FLOOR**2).reshape_as(self.variance))
 
     def check(self, x: Float[Tensor, "batch *shape"]) -> None:
         """Any finite data will do."""

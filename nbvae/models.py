@@ -141,15 +141,16 @@ def calibrate(model: Any, x: Float[Tensor, "batch *shape"]) -> None:
     """Set σ² of a model in closed form: MSE/n of x (batch, *shape), one draw z ~ q(z|x) for each.
 
     With `sigma="optimal"` training calls it on each batch and, at its end, on the training set; on held-out data it would fit σ
-    to them. Of a σ that gradients learn it sets the start. A stack of models, as in a sweep, is calibrated each on its own.
+    to them. A fixed σ is replaced: calibrated after training. Of a σ that gradients learn it sets the start. A stack of models,
+    as in a sweep, is calibrated each on its own.
     """
     pixels = _pixels(model)
-    if getattr(pixels, "mode", "fixed") == "fixed":
-        raise ValueError("only a learned sigma can be calibrated: " + ", ".join(likelihoods.SIGMAS))
+    if type(pixels) is not likelihoods.Gaussian and getattr(pixels, "mode", "fixed") == "fixed":
+        raise ValueError("only the sigma of a gaussian likelihood can be calibrated")
     rank = len(pixels.shape)
     errors = []
     for part in x.split(max(1, _CHUNK // math.prod(pixels.shape)), dim=-1 - rank):
-        part = part.to(pixels.variance)
+        part = part.to(model.prior().mean)
         rebuilt = model.likelihood(model.posterior(part).rsample()).mean
         errors.append((part - rebuilt).square().flatten(-rank).mean(-1))
     pixels.set_variance(torch.cat(errors, -1).mean(-1))

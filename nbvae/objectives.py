@@ -171,6 +171,8 @@ class LogMSE:
         x = x.to(prior.mean)
         posterior = model.posterior(x)
         likelihood = model.likelihood(posterior.rsample())
+        if not isinstance(getattr(likelihood, "base_dist", None), distributions.Normal):
+            raise ValueError("LogMSE is a score for gaussian decoders: use likelihood='gaussian'")
         rank = len(likelihood.event_shape)
         mse = (x - likelihood.mean).square().flatten(-rank).mean(-1)
         score = (

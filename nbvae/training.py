@@ -444,6 +444,8 @@ def _accept(model: nn.Module, dataset: data.Dataset, objective: Any) -> None:
         raise ValueError(
             "binarize='dynamic' has no fixed set of codes for this objective: use binarize='static' or a minibatch estimator"
         )
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"only a torch module can be trained, and {type(model).__name__} is none")
     check = getattr(model, "check", None)
     if callable(check):
         with torch.random.fork_rng(devices=[]):

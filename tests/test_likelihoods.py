@@ -489,14 +489,15 @@ def test_data_that_a_likelihood_is_none_for_are_refused_before_training():
 def test_what_cannot_be_calibrated_discretized_or_weighed_is_refused():
     x = torch.rand(5, 3)
     for model in (
-        models.VAE((3,), likelihood="gaussian", sigma=0.3),
         models.VAE((3,), likelihood="bernoulli"),
+        models.VAE((3,), likelihood="discretized_gaussian", sigma=0.3),
         models.Discretized(models.VAE((3,), likelihood="gaussian", sigma="global")),
     ):
-        one_line(lambda model=model: models.calibrate(model, x), "global, optimal, z, z_diag")
+        one_line(lambda model=model: models.calibrate(model, x), "only the sigma of a gaussian likelihood")
     one_line(lambda: models.Discretized(models.VAE((3,), likelihood="bernoulli")), "only a model with a gaussian likelihood")
     one_line(lambda: models.Discretized(models.VAE((3,), likelihood="gaussian"), levels=1), "levels must be")
     one_line(lambda: likelihoods.discretized(likelihoods.make("bernoulli", (3,))(x), 4), "only a gaussian")
     one_line(lambda: likelihoods.Discretized(x, x, 4, "cauchy"), "gaussian, logistic")
+    one_line(lambda: objectives.LogMSE()(models.VAE((3,), likelihood="continuous_bernoulli"), x), "gaussian decoders")
     for beta in (0, -1.0, math.nan, "1"):
         one_line(lambda beta=beta: objectives.LogMSE(beta=beta), "beta must be a finite number > 0")

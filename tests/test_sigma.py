@@ -353,3 +353,14 @@ def test_sigma_is_that_of_the_drawn_pixels_where_binarisation_is_dynamic():
     model = training.fit(seeded(lambda: make("optimal")), dynamic, objectives.VAE(), QUICK).model
     drawn = estimators.evaluate(model, dynamic.draw(dynamic.train))
     assert sigma2(model) == pytest.approx(drawn.mse / 64, rel=0.02)
+
+
+def test_a_fixed_sigma_can_be_calibrated_after_training_and_is_kept(tmp_path):
+    run = training.fit(seeded(lambda: make(0.9)), data.load("digits", binarize=None), objectives.VAE(), QUICK)
+    x = data.load("digits", binarize=None).train
+    with training.seeded(7):
+        models.calibrate(run.model, x)
+    found = estimators.evaluate(run.model, x)
+    assert sigma2(run.model) == pytest.approx(found.mse / 64, rel=0.02)
+    assert found.distortion == pytest.approx(analytic.calibrated_distortion(found.mse, 64), abs=0.05)
+    assert sigma2(training.load(run.save(tmp_path)).model) == pytest.approx(sigma2(run.model), rel=1e-7)
