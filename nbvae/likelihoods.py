@@ -8,13 +8,15 @@ support. The scale σ of the Gaussian and of the discretised ones, in the units 
 |---|---|---|
 | a number > 0 | that number ("fixed") | n |
 | "global" | one learned parameter | n |
-| "optimal" | √(MSE/n) of the training set, a buffer that training sets (Rybkin et al. 2021); Gaussian only | n |
+| "optimal" | √(MSE/n) of each batch in training, of the training set after it (Rybkin et al. 2021); Gaussian only | n |
 | "z" | σ(z), one number for each z, from the decoder | n + 1 |
 | "z_diag" | σ_d(z), one for each z and dimension, from the decoder | 2n |
 
 Learned ones start at σ = 1, in training at σ² = MSE/n of the untrained model. A σ that is not given is at least `FLOOR`: data
 with dimensions that can be reproduced exactly would drive it to zero and the density to infinity. Above the floor nothing is
-changed, and a σ on it is free to rise again.
+changed, and a σ on it is free to rise again. "optimal" needs batches of many values: of a single example it would be the
+per-example σ of `objectives.LogMSE`. "global" moves by ten times a weight's step, for Adam moves all weights alike and a
+network's output is moved by many: under plain gradient descent that is a hundredfold step.
 """
 
 import math
@@ -29,7 +31,6 @@ from nbvae import checks
 
 SIGMAS = ("global", "optimal", "z", "z_diag")
 FLOOR = 1e-3
-# Adam moves each weight by about lr in a step. A network's output is moved by many weights at once, a lone number is not.
 _PACE = 10.0
 
 
@@ -171,6 +172,8 @@ class Gaussian(nn.Module):
     @torch.no_grad()
     def set_variance(self, variance: Float[Tensor, "*models"]) -> None:
         """Set σ² (for each model of a stack) to the number, or to the floor; of learned modes, where they start from."""
+        if self.mode == "global":
+            self.log_ratio.zero_()
         if self.mode == "fixed":
             self.sigma.copy_(variance.clamp(min=FLOOR**2).sqrt().reshape_as(self.sigma))
         else:

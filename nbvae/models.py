@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +10,6 @@ from torch import Tensor, distributions, nn
 
 from nbvae import checks, likelihoods
 from nbvae import nn as networks
-
-# Values that are decoded at once: 64 MiB in float32.
-_CHUNK = 1 << 24
 
 
 class VAE(nn.Module):
@@ -134,40 +130,6 @@ class Discretized:
         """Raise `ValueError` unless x is made of the levels."""
         self.model.check(x)
         self._bins.check(x)
-
-
-@torch.no_grad()
-def calibrate(model: Any, x: Float[Tensor, "batch *shape"]) -> None:
-    """Set σ² of a model in closed form: MSE/n of x (batch, *shape), one draw z ~ q(z|x) for each.
-
-    With `sigma="optimal"` training calls it on each batch and, at its end, on the training set; on held-out data it would fit σ
-    to them. A fixed σ is replaced: calibrated after training. Of a σ that gradients learn it sets the start. A stack of models,
-    as in a sweep, is calibrated each on its own.
-    """
-    pixels = _pixels(model)
-    if type(pixels) is not likelihoods.Gaussian and getattr(pixels, "mode", "fixed") == "fixed":
-        raise ValueError("only the sigma of a gaussian likelihood can be calibrated")
-    rank = len(pixels.shape)
-    errors = []
-    for part in x.split(max(1, _CHUNK // math.prod(pixels.shape)), dim=-1 - rank):
-        part = part.to(model.prior().mean)
-        rebuilt = model.likelihood(model.posterior(part).rsample()).mean
-        errors.append((part - rebuilt).square().flatten(-rank).mean(-1))
-    pixels.set_variance(torch.cat(errors, -1).mean(-1))
-
-
-def at_floor(model: Any, x: Float[Tensor, "batch *shape"]) -> float:
-    """The share of the σs, over one draw of z for each x (batch, *shape), that are on their floor `likelihoods.FLOOR`."""
-    pixels = _pixels(model)
-    if getattr(pixels, "mode", "fixed") == "fixed":
-        return 0.0
-    with torch.no_grad():
-        scale = pixels.location_scale(model.decoder(model.posterior(x.to(model.prior_mean)).mean))[1]
-    return (scale <= likelihoods.FLOOR * (1 + 1e-5)).double().mean().item()
-
-
-def _pixels(model: Any) -> Any:
-    return getattr(getattr(model, "stacked", model), "pixels", None)
 
 
 def _normal(mean: Tensor, std: Tensor) -> distributions.Independent:

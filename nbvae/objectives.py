@@ -8,110 +8,21 @@ estimators need its size, the estimator "exact" all of its codes; without it the
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributions, nn
 
-from nbvae import aggregate, checks, likelihoods, stacking
+from nbvae import aggregate, checks, elbo, likelihoods, stacking
 from nbvae import nn as networks
-
-
-@runtime_checkable
-class Model(Protocol):
-    """What objectives, estimators and samplers need of a model."""
-
-    def posterior(self, x: Tensor) -> distributions.Distribution: ...
-
-    def likelihood(self, z: Tensor) -> distributions.Distribution: ...
-
-    def prior(self) -> distributions.Distribution: ...
-
-
-class Terms(NamedTuple):
-    """Per-example terms of −ELBO = distortion + rate, each (batch,), nats summed over dimensions.
-
-    Leading dimensions, where there are any, are models that are trained together.
-    """
-
-    distortion: Float[Tensor, "*models batch"]
-    rate: Float[Tensor, "*models batch"]
-
-
-class Loss(NamedTuple):
-    """The scalar to minimise, averaged over the batch, and the terms of the ELBO at the same draw of z."""
-
-    total: Float[Tensor, "*models"]
-    terms: Terms
-
-
-def elbo_terms(model: Model, x: Float[Tensor, "..."]) -> Terms:
-    """Distortion −log p(x|z) at one draw z ~ q(z|x), and rate KL(q(z|x) ‖ p(z)) in closed form (Kingma & Welling 2013, eq. 3).
-
-    x is (batch, *shape); it is moved to the model's device and precision.
-    """
-    return _draw(model, x).terms
-
-
-def check_input(model: Model, x: Tensor, name: str = "x") -> None:
-    """Raise `ValueError` where `model` is none (a `Run`, say, in place of its `.model`) or x is no tensor of examples."""
-    if isinstance(model, type) or not (hasattr(model, "posterior") and hasattr(model, "prior")):
-        kind = model.__name__ if isinstance(model, type) else type(model).__name__
-        hint = ": pass its .model" if hasattr(model, "model") else ""
-        raise ValueError(f"a model must have posterior(x), likelihood(z) and prior(); {kind} has not{hint}")
-    if not isinstance(x, Tensor) or x.dim() == 0:
-        hint = "pass its .train or .test" if hasattr(x, "train") else "torch.as_tensor makes one of an array"
-        raise ValueError(f"{name} must be a torch tensor of examples, got {type(x).__name__}: {hint}")
-
-
-def check_data(model: Model, x: Tensor) -> None:
-    """`check_input`, and `ValueError` where x is no data for the model's likelihood: grey pixels under a Bernoulli, say."""
-    check_input(model, x)
-    check = getattr(model, "check", None)
-    if callable(check):
-        check(x)
-
-
-class _Draw(NamedTuple):
-    posterior: distributions.Distribution
-    z: Float[Tensor, "*models batch k"]
-    terms: Terms
-
-
-def _draw(model: Model, x: Tensor) -> _Draw:
-    prior = model.prior()
-    x = x.to(prior.mean)
-    posterior = model.posterior(x)
-    z = posterior.rsample()
-    distortion = -model.likelihood(z).log_prob(x)
-    return _Draw(posterior, z, Terms(distortion, distributions.kl_divergence(posterior, prior)))
-
-
-def _codes(model: Model, draw: _Draw, reference: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Means and standard deviations (*models, N, k) of the posteriors of the reference, of the batch without one."""
-    if reference is None:
-        return aggregate.gaussian(draw.posterior)
-    aggregate.check_reference(reference)
-    return aggregate.gaussian(model.posterior(reference.to(draw.z)))
-
-
-def _log_q(
-    model: Model, draw: _Draw, reference: Tensor | None, estimator: str, groups: Sequence[Sequence[int]] = ()
-) -> aggregate.LogDensities:
-    """log q(z) of the batch's z: exact over the reference, or estimated from the batch. With gradients."""
-    batch = draw.z.shape[-2]
-    if reference is not None:
-        aggregate.check_reference(reference)
-    n = batch if reference is None else len(reference)
-    mean, std = _codes(model, draw, reference if estimator == "exact" else None)
-    if estimator == "exact":
-        weights = torch.full((n,), -math.log(n), dtype=draw.z.dtype, device=draw.z.device)
-    else:
-        weights = aggregate.log_weights(estimator, batch, n, draw.z)
-    return aggregate.mix(aggregate.pairwise(draw.z, mean, std), weights, groups)
+from nbvae.elbo import Loss as Loss
+from nbvae.elbo import Model as Model
+from nbvae.elbo import Terms as Terms
+from nbvae.elbo import check_data as check_data
+from nbvae.elbo import check_input as check_input
+from nbvae.elbo import elbo_terms as elbo_terms
 
 
 @dataclass(frozen=True)
@@ -155,7 +66,8 @@ class LogMSE:
     A training score, not a likelihood: σ_i is chosen with x in view, and exp(−score) does not integrate over x. It lies below
     −log p(x|z) of every isotropic Gaussian decoder with the same mean, so never put it on a likelihood axis; `Terms.distortion`
     holds it, `Run.history` too. The model's own σ is not used; with `sigma="optimal"` training calibrates it beside, and the
-    model has a likelihood that can be measured. σ_i is at least `likelihoods.FLOOR`. `beta` > 0.
+    model has a likelihood that can be measured. `beta` > 0. σ_i is at least
+    `likelihoods.FLOOR`; on it the score is the Gaussian's.
     """
 
     beta: float = 1.0
@@ -168,18 +80,26 @@ class LogMSE:
 
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
         prior = model.prior()
-        x = x.to(prior.mean)
-        posterior = model.posterior(x)
-        likelihood = model.likelihood(posterior.rsample())
+        posterior = model.posterior(x := x.to(prior.mean))
+        mse, n = self._mean_error(model.likelihood(posterior.rsample()), x)
+        variance = mse.clamp(min=likelihoods.FLOOR**2)
+        # Above the floor mse/variance is 1, and constant.
+        score = 0.5 * n * ((2 * math.pi * variance).log() + mse / variance)
+        terms = Terms(score, distributions.kl_divergence(posterior, prior))
+        return Loss(score.mean(-1) + self.beta * terms.rate.mean(-1), terms)
+
+    @torch.no_grad()
+    def at_floor(self, model: Model, x: Float[Tensor, "batch *shape"]) -> float:
+        """The share of the σ_i, over one draw of z for each x, that are on the floor."""
+        mse, _ = self._mean_error(model.likelihood(model.posterior(x := x.to(model.prior().mean)).sample()), x)
+        return (mse <= likelihoods.FLOOR**2).double().mean().item()
+
+    def _mean_error(self, likelihood: distributions.Distribution, x: Tensor) -> tuple[Tensor, int]:
+        """MSE_i/n (*models, batch), and n."""
         if not isinstance(getattr(likelihood, "base_dist", None), distributions.Normal):
             raise ValueError("LogMSE is a score for gaussian decoders: use likelihood='gaussian'")
         rank = len(likelihood.event_shape)
-        mse = (x - likelihood.mean).square().flatten(-rank).mean(-1)
-        score = (
-            0.5 * math.prod(likelihood.event_shape) * (mse.clamp(min=likelihoods.FLOOR**2).log() + math.log(2 * math.pi) + 1)
-        )
-        terms = Terms(score, distributions.kl_divergence(posterior, prior))
-        return Loss(score.mean(-1) + self.beta * terms.rate.mean(-1), terms)
+        return (x - likelihood.mean).square().flatten(-rank).mean(-1), math.prod(likelihood.event_shape)
 
 
 @dataclass(frozen=True)
@@ -203,8 +123,8 @@ class DIPVAEI:
         checks.choice("estimator", self.estimator, ("batch", "exact"))
 
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
-        draw = _draw(model, x)
-        mean, std = _codes(model, draw, reference if self.estimator == "exact" else None)
+        draw = elbo.draw(model, x)
+        mean, std = elbo.codes(model, draw, reference if self.estimator == "exact" else None)
         covariance = self.covariance(mean, std)
         diagonal = covariance.diagonal(dim1=-2, dim2=-1)
         outside = covariance.square().sum((-2, -1)) - diagonal.square().sum(-1)
@@ -250,31 +170,16 @@ class InfoVAE:
         checks.choice("estimator", self.estimator, ("mmd", "exact"))
 
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
-        draw = _draw(model, x)
+        draw = elbo.draw(model, x)
         prior = model.prior()
         if self.estimator == "exact":
-            log_q = _log_q(model, draw, reference, "exact")
+            log_q = elbo.log_q(model, draw, reference, "exact")
             marginal = (log_q.joint - prior.log_prob(draw.z)).mean(-1)
         else:
             noise = stacking.streams(model).normal(draw.z.shape[-2:], draw.z)
-            marginal = mmd(draw.z, (prior.mean + prior.stddev * noise).expand_as(draw.z))
+            marginal = aggregate.sample_mmd(draw.z, (prior.mean + prior.stddev * noise).expand_as(draw.z))
         rest = draw.terms.distortion.mean(-1) + (1 - self.alpha) * draw.terms.rate.mean(-1)
         return Loss(rest + (self.alpha + self.lam - 1) * marginal, draw.terms)
-
-
-def mmd(a: Float[Tensor, "*models n k"], b: Float[Tensor, "*models m k"], unbiased: bool = False) -> Float[Tensor, "*models"]:
-    """Squared maximum mean discrepancy of two samples with the kernel exp(−‖a − b‖²/k²) (Gretton et al. 2012, eqs. 3 and 5).
-
-    With all pairs kept it is biased upwards, by about 2(1 − E kernel)/n, and >= 0; `unbiased` leaves out the pairs of a point
-    with itself and may be negative.
-    """
-    # Not by matrix products: their rounding is felt in the distance of near points.
-    apart = [torch.cdist(u, v, compute_mode="donot_use_mm_for_euclid_dist") for u, v in ((a, a), (b, b), (a, b))]
-    within_a, within_b, across = ((-distance.square() / a.shape[-1] ** 2).exp().mean((-2, -1)) for distance in apart)
-    if unbiased:
-        n, m = a.shape[-2], b.shape[-2]
-        within_a, within_b = (n * within_a - 1) / (n - 1), (m * within_b - 1) / (m - 1)
-    return within_a + within_b - 2 * across
 
 
 @dataclass(frozen=True)
@@ -324,13 +229,13 @@ class AnchorVAE:
         checks.choice("estimator", self.estimator, (*aggregate.MINIBATCH, "exact"))
 
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
-        draw = _draw(model, x)
+        draw = elbo.draw(model, x)
         k = draw.z.shape[-1]
         if max(self.anchors) >= k or len(set(self.anchors)) < len(self.anchors):
             raise ValueError(f"anchors must be different latents of 0 to {k - 1}, got {self.anchors}")
         chosen = list(self.anchors)
-        log_q = _log_q(model, draw, reference, self.estimator, [chosen]).groups[..., 0]
-        own = _per_latent(draw.posterior, draw.z)[..., chosen].sum(-1)
+        log_q = elbo.log_q(model, draw, reference, self.estimator, [chosen]).groups[..., 0]
+        own = elbo.per_latent(draw.posterior, draw.z)[..., chosen].sum(-1)
         information = (own - log_q).mean(-1)
         return Loss((draw.terms.distortion + draw.terms.rate).mean(-1) - self.lam * information, draw.terms)
 
@@ -345,9 +250,9 @@ class _Weighted:
         checks.choice("estimator", self.estimator, (*aggregate.MINIBATCH, "exact"))
 
     def _loss(self, model: Model, x: Tensor, reference: Tensor | None, a: Any, t: Any, m: Any, w: Any, groups: Any) -> Loss:
-        draw = _draw(model, x)
+        draw = elbo.draw(model, x)
         parts = () if groups is None else aggregate.partition(groups, draw.z.shape[-1])
-        log_q = _log_q(model, draw, reference, self.estimator, parts)
+        log_q = elbo.log_q(model, draw, reference, self.estimator, parts)
         singles = log_q.latents.sum(-1)
         between = log_q.groups.sum(-1) if parts else singles
         information = (draw.posterior.log_prob(draw.z) - log_q.joint).mean(-1)
@@ -439,9 +344,9 @@ class FactorVAE:
         reference: Tensor | None = None,
         companion: nn.Module | None = None,
     ) -> Loss:
-        draw = _draw(model, x)
+        draw = elbo.draw(model, x)
         if companion is None:
-            log_q = _log_q(model, draw, reference, "exact")
+            log_q = elbo.log_q(model, draw, reference, "exact")
             correlation = (log_q.joint - log_q.latents.sum(-1)).mean(-1)
         else:
             correlation = companion(draw.z).mean((-2, -1))
@@ -513,11 +418,6 @@ TABLE = {
 
 # All objectives that a run can be saved with, and a sweep be asked for by name.
 NAMED = {**TABLE, "log_mse": LogMSE}
-
-
-def _per_latent(distribution: distributions.Distribution, z: Tensor) -> Tensor:
-    """log q(z_d|x) (..., k) of a diagonal Gaussian."""
-    return distributions.Normal(*aggregate.gaussian(distribution), validate_args=False).log_prob(z)
 
 
 def _set(objective: object, name: str, value: object) -> None:

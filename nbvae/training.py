@@ -1,128 +1,39 @@
-"""Training: one frozen config, `fit` for one model, `sweep` for many at once, and runs on disk."""
+"""Training: `fit` for one model, `sweep` for many at once."""
 
-import json
-import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-import nbvae
-from nbvae import checks, data, likelihoods, models, objectives, stacking
+from nbvae import calibration, checks, data, objectives, stacking
+from nbvae.runs import DEVICES, OPTIMIZERS, SCHEDULES, Run, TrainConfig, device, load
 from nbvae.stacking import seeded
 
-_log = logging.getLogger(__name__)
-
-SCHEDULES = ("constant", "cosine", "one_cycle")
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-DEVICES = ("auto", "cpu", "cuda", "mps")
+__all__ = [
+    "DEVICES",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Diverged",
+    "Run",
+    "TrainConfig",
+    "device",
+    "fit",
+    "load",
+    "seeded",
+    "sweep",
+    "watched",
+]
 
 # Weights that one group of a sweep may hold on a CPU. Beyond this the optimiser's state no longer fits the cache, and a larger
 # stack is slower per model than two smaller ones (benchmarks/speed.py).
 _GROUP = 8_000_000
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train: an optimiser at `lr` under a schedule, all randomness from `seed`.
-
-    - `epochs` >= 1 passes over the training split in batches of `batch_size` >= 1 (the last may be smaller);
-    - `lr` > 0, the peak of the `schedule`: "constant", "cosine" (to zero) or "one_cycle";
-    - `optimizer`: "adam", "adamw" (decay beside the gradient) or "sgd" (without momentum); `weight_decay` >= 0, to zero;
-    - `clip` > 0: the most that the norm of a model's gradient may be, None for no limit;
-    - `device`: "auto" (CUDA, then MPS, then CPU), or one by name ("cuda:1" too).
-
-    Raises `ValueError` with what is allowed.
-    """
-
-    epochs: int = 20
-    batch_size: int = 128
-    lr: float = 1e-3
-    schedule: str = "constant"
-    seed: int = 0
-    device: str = "auto"
-    optimizer: str = "adam"
-    weight_decay: float = 0.0
-    clip: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (
-            ("epochs", checks.whole("epochs", self.epochs)),
-            ("batch_size", checks.whole("batch_size", self.batch_size)),
-            ("lr", checks.positive("lr", self.lr)),
-            ("seed", checks.whole("seed", self.seed, minimum=0)),
-            ("weight_decay", checks.not_negative("weight_decay", self.weight_decay)),
-            ("clip", None if self.clip is None else checks.positive("clip", self.clip)),
-        ):
-            object.__setattr__(self, name, value)  # plain Python numbers, whatever came in: they are written to JSON
-        checks.choice("schedule", self.schedule, SCHEDULES)
-        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
-        device(self.device)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained model and how it came about.
-
-    `history` has one value per epoch of "loss", "distortion" and "rate": means over the training examples, nats, each
-    measured in the step that trained on the example. `seconds` is wall time; models of one `sweep` share theirs equally.
-    """
-
-    model: nn.Module
-    objective: Callable[..., objectives.Loss]
-    config: TrainConfig
-    history: dict[str, list[float]]
-    seconds: float
-
-    def save(self, folder: str | Path) -> Path:
-        """Write `model.safetensors` and `run.json` into `folder` (made if need be); return the folder."""
-        folder = Path(folder)
-        names = [name for name, kind in objectives.NAMED.items() if type(self.objective) is kind]
-        settings = getattr(self.model, "config", None)
-        if not names or settings is None:
-            raise ValueError("only a model of nbvae.models trained with an objective of objectives.NAMED can be saved")
-        record = {
-            "nbvae": nbvae.__version__,
-            "torch": torch.__version__,
-            "model": {"class": type(self.model).__name__, **settings},
-            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
-            "objective": {"name": names[0], **asdict(self.objective)},  # type: ignore[call-overload]
-            "config": asdict(self.config),
-            "history": self.history,
-            "seconds": self.seconds,
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
-        safetensors.torch.save_file(weights, folder / "model.safetensors")
-        (folder / "run.json").write_text(json.dumps(record, indent=1) + "\n")
-        return folder
-
-
-def load(folder: str | Path) -> Run:
-    """Read a run that `Run.save` wrote; the model is on the CPU. `FileNotFoundError` or `ValueError` if it cannot be read."""
-    folder = Path(folder)
-    for name in ("run.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no run: {name} is missing")
-    try:
-        record = json.loads((folder / "run.json").read_text())
-        settings, objective = record["model"], record["objective"]
-        model = getattr(models, settings.pop("class"))(**settings).to(getattr(torch, record["dtype"]))
-        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        trained = objectives.NAMED[objective.pop("name")](**objective)
-        return Run(model, trained, TrainConfig(**record["config"]), record["history"], record["seconds"])
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{folder} holds a damaged run: {str(error).splitlines()[0]}") from None
 
 
 class Diverged(FloatingPointError):
@@ -131,20 +42,6 @@ class Diverged(FloatingPointError):
     def __init__(self, message: str, runs: list[Run]):
         super().__init__(message)
         self.runs = runs
-
-
-def device(name: str) -> torch.device:
-    """The device called `name`; "auto" takes CUDA, then MPS, then the CPU. `ValueError` if the machine has no such device."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
-    kind, _, index = name.partition(":") if isinstance(name, str) else (None, "", "")
-    if kind not in available or (index and not index.isdigit()):
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}; got {name!r}")
-    if not available[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
-        here = [each for each, there in available.items() if there]
-        raise ValueError(f"device {name!r} is not on this machine, which has: {', '.join(here)}")
-    return torch.device(name)
 
 
 def fit(
@@ -165,10 +62,10 @@ def fit(
     _accept(model, dataset, objective)
     start = time.perf_counter()
     companion = _companion(objective, model.to(place), config.seed)
-    _prepare(model, dataset, config.seed)
+    calibration.start(model, dataset, config.seed)
     with seeded(config.seed, place):
         [(history, problem)] = _loop(model, objective, dataset, config, stacking.Streams([None], place), companion)
-    _settle(model, dataset, config.seed)
+    calibration.settle(model, objective, dataset, config.seed)
     run = Run(model, objective, config, history, time.perf_counter() - start)
     if problem:
         raise Diverged(problem, [run])
@@ -203,7 +100,7 @@ def sweep(
             made.append(make(**option).to(place))
     _accept(made[0], dataset, grid[0][0])
     for model, (_, _, seed) in zip(made, grid, strict=True):
-        _prepare(model, dataset, seed)
+        calibration.start(model, dataset, seed)
 
     stop = threading.Event()
 
@@ -218,7 +115,7 @@ def sweep(
         results = _loop(stacking.Together(stacked, streams), loss, dataset, config, streams, companion, stop)
         stacking.unstack(stacked, members)
         for index in group:
-            _settle(made[index], dataset, grid[index][2])
+            calibration.settle(made[index], grid[index][0], dataset, grid[index][2])
         share = (time.perf_counter() - start) / len(group)
         return [
             (Run(made[index], grid[index][0], replace(config, seed=grid[index][2]), history, share), problem)
@@ -292,7 +189,7 @@ def _loop(
     schedule = _schedule(optimiser, config, config.epochs * len(batches))
     beside = {} if companion is None else {"companion": companion}
     second = None if companion is None else torch.optim.Adam(companion.parameters(), lr=objective.lr, fused=True)
-    record = _Record([*parameters, *model.buffers()])
+    record = _Record(parameters)
     calibrated = any(getattr(part, "mode", None) == "optimal" for part in model.modules())
     for epoch in tqdm(range(config.epochs), desc="training", unit="epoch", leave=False, disable=not watched()):
         orders = streams.permutations(len(train))
@@ -302,7 +199,7 @@ def _loop(
                 raise InterruptedError("the sweep was interrupted")
             x = streams.batch(dataset, train, [order[start : start + config.batch_size] for order in orders])
             if calibrated:
-                models.calibrate(model, x)
+                calibration.update(model, x)
             total, terms = objective(model, x, step=step, reference=train, **beside)
             optimiser.zero_grad()
             total.sum().backward()
@@ -328,30 +225,6 @@ def _clip(parameters: list[nn.Parameter], most: float, leading: int) -> None:
     scale = (most / norm).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(scale.view(*scale.shape, *[1] * (gradient.dim() - leading)))
-
-
-def _prepare(model: nn.Module, dataset: data.Dataset, seed: int) -> None:
-    """Let a σ that gradients learn start at the scale of the data, unless it has been trained before."""
-    pixels: Any = getattr(model, "pixels", None)
-    if getattr(pixels, "mode", None) in ("global", "z", "z_diag") and (pixels.variance == 1).all():
-        with seeded(seed, pixels.variance.device):
-            models.calibrate(model, dataset.draw(dataset.train[:10_000]))
-
-
-def _settle(model: nn.Module, dataset: data.Dataset, seed: int) -> None:
-    """Set an "optimal" σ from the training set, and say so where a learned σ has come to rest on its floor."""
-    pixels = getattr(model, "pixels", None)
-    with seeded(seed, next(model.parameters()).device):
-        if getattr(pixels, "mode", None) == "optimal":
-            models.calibrate(model, dataset.draw(dataset.train))
-        if share := models.at_floor(model, dataset.draw(dataset.train[:1000])):
-            _log.warning(
-                "sigma=%r is on its floor of %g for %.0f %% of its values: the data can be reproduced exactly there, "
-                "and only the floor bounds the likelihood",
-                getattr(pixels, "mode", None),
-                likelihoods.FLOOR,
-                100 * share,
-            )
 
 
 def _companion(objective: Any, model: Any, seed: int) -> nn.Module | None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import special, stats
 
-from nbvae import data, likelihoods, models, objectives, training
+from nbvae import calibration, data, likelihoods, models, objectives, training
 
 
 @pytest.mark.parametrize("logit", [-30.0, -2.0, 0.0, 0.7, 12.0])
@@ -418,10 +418,18 @@ def test_the_gradient_of_the_log_mse_score_is_that_of_a_gaussian_at_its_own_deta
         torch.testing.assert_close(a, b)
 
 
-def test_the_log_mse_score_of_an_exact_example_is_that_of_the_floor():
-    model, least = constant_mean([0.3, 0.6]), math.log(2 * math.pi * likelihoods.FLOOR**2) + 1
+def test_the_log_mse_score_of_an_exact_example_is_that_of_the_gaussian_on_the_floor():
+    """Below the floor the score is −log N at σ = floor, and so still the least of all allowed σ, with its gradient."""
+    model, least = constant_mean([0.3, 0.6]), math.log(2 * math.pi * likelihoods.FLOOR**2)
     value = score(model, torch.tensor([[0.3, 0.6], [0.3, 0.6 + 2e-3]], dtype=torch.float64))
     assert value[0].item() == pytest.approx(least)
+    near = torch.tensor([[0.3, 0.6 + 5e-4]], dtype=torch.float64, requires_grad=True)
+    gaussian = likelihoods.make("gaussian", (2,), likelihoods.FLOOR).double()(torch.tensor([0.3, 0.6], dtype=torch.float64))
+    gaussian.base_dist.scale = torch.tensor(likelihoods.FLOOR, dtype=torch.float64)
+    assert score(model, near).item() == pytest.approx(-gaussian.log_prob(near).item(), rel=1e-9)
+    loss = objectives.LogMSE()(model, near).terms.distortion
+    slopes = [torch.autograd.grad(of.sum(), near)[0] for of in (loss, -gaussian.log_prob(near))]
+    torch.testing.assert_close(*slopes, rtol=1e-6, atol=0)
     assert value[1].item() == pytest.approx(math.log(2 * math.pi * 2e-6) + 1)
 
 
@@ -491,9 +499,21 @@ def test_what_cannot_be_calibrated_discretized_or_weighed_is_refused():
     for model in (
         models.VAE((3,), likelihood="bernoulli"),
         models.VAE((3,), likelihood="discretized_gaussian", sigma=0.3),
-        models.Discretized(models.VAE((3,), likelihood="gaussian", sigma="global")),
+        models.Discretized(models.VAE((3,), likelihood="gaussian", sigma="global"), 2),
     ):
-        one_line(lambda model=model: models.calibrate(model, x), "only the sigma of a gaussian likelihood")
+        one_line(lambda model=model: calibration.calibrate(model, torch.ones(5, 3)), "only the sigma of a gaussian likelihood")
+    one_line(lambda: calibration.calibrate(models.VAE((3,), likelihood="gaussian", sigma="z"), x), "depends on z")
+    model = models.VAE((3,), likelihood="gaussian", sigma="global")
+    for bad, message in (
+        (x[:0], "at least 1 example"),
+        (x * math.nan, "finite"),
+        (x.numpy(), "torch tensor"),
+        (x[:, :2], "for examples of shape"),
+    ):
+        one_line(lambda bad=bad: calibration.calibrate(model, bad), message)
+    assert model.pixels.scale.item() == 1
+    run = training.Run(model, objectives.VAE(), training.TrainConfig(), {}, 0.0)
+    one_line(lambda: calibration.calibrate(run, x), "pass its .model")
     one_line(lambda: models.Discretized(models.VAE((3,), likelihood="bernoulli")), "only a model with a gaussian likelihood")
     one_line(lambda: models.Discretized(models.VAE((3,), likelihood="gaussian"), levels=1), "levels must be")
     one_line(lambda: likelihoods.discretized(likelihoods.make("bernoulli", (3,))(x), 4), "only a gaussian")

@@ -1,0 +1,110 @@
+"""The ELBO's terms at one draw of z, with gradients: what objectives are made of, and what they ask of a model."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributions
+
+from nbvae import aggregate
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What objectives, estimators and samplers need of a model."""
+
+    def posterior(self, x: Tensor) -> distributions.Distribution: ...
+
+    def likelihood(self, z: Tensor) -> distributions.Distribution: ...
+
+    def prior(self) -> distributions.Distribution: ...
+
+
+class Terms(NamedTuple):
+    """Per-example terms of −ELBO = distortion + rate, each (batch,), nats summed over dimensions.
+
+    Leading dimensions, where there are any, are models that are trained together.
+    """
+
+    distortion: Float[Tensor, "*models batch"]
+    rate: Float[Tensor, "*models batch"]
+
+
+class Loss(NamedTuple):
+    """The scalar to minimise, averaged over the batch, and the terms of the ELBO at the same draw of z."""
+
+    total: Float[Tensor, "*models"]
+    terms: Terms
+
+
+def elbo_terms(model: Model, x: Float[Tensor, "..."]) -> Terms:
+    """Distortion −log p(x|z) at one draw z ~ q(z|x), and rate KL(q(z|x) ‖ p(z)) in closed form (Kingma & Welling 2013, eq. 3).
+
+    x is (batch, *shape); it is moved to the model's device and precision.
+    """
+    return draw(model, x).terms
+
+
+def check_input(model: Model, x: Tensor, name: str = "x") -> None:
+    """Raise `ValueError` where `model` is none (a `Run`, say, in place of its `.model`) or x is no tensor of examples."""
+    if isinstance(model, type) or not (hasattr(model, "posterior") and hasattr(model, "prior")):
+        kind = model.__name__ if isinstance(model, type) else type(model).__name__
+        hint = ": pass its .model" if hasattr(model, "model") else ""
+        raise ValueError(f"a model must have posterior(x), likelihood(z) and prior(); {kind} has not{hint}")
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        hint = "pass its .train or .test" if hasattr(x, "train") else "torch.as_tensor makes one of an array"
+        raise ValueError(f"{name} must be a torch tensor of examples, got {type(x).__name__}: {hint}")
+
+
+def check_data(model: Model, x: Tensor) -> None:
+    """`check_input`, and `ValueError` where x is no data for the model's likelihood: grey pixels under a Bernoulli, say."""
+    check_input(model, x)
+    check = getattr(model, "check", None)
+    if callable(check):
+        check(x)
+
+
+class Draw(NamedTuple):
+    posterior: distributions.Distribution
+    z: Float[Tensor, "*models batch k"]
+    terms: Terms
+
+
+def draw(model: Model, x: Tensor) -> Draw:
+    prior = model.prior()
+    x = x.to(prior.mean)
+    posterior = model.posterior(x)
+    z = posterior.rsample()
+    distortion = -model.likelihood(z).log_prob(x)
+    return Draw(posterior, z, Terms(distortion, distributions.kl_divergence(posterior, prior)))
+
+
+def codes(model: Model, draw: Draw, reference: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations (*models, N, k) of the posteriors of the reference, of the batch without one."""
+    if reference is None:
+        return aggregate.gaussian(draw.posterior)
+    aggregate.check_reference(reference)
+    return aggregate.gaussian(model.posterior(reference.to(draw.z)))
+
+
+def log_q(
+    model: Model, draw: Draw, reference: Tensor | None, estimator: str, groups: Sequence[Sequence[int]] = ()
+) -> aggregate.LogDensities:
+    """log q(z) of the batch's z: exact over the reference, or estimated from the batch. With gradients."""
+    batch = draw.z.shape[-2]
+    if reference is not None:
+        aggregate.check_reference(reference)
+    n = batch if reference is None else len(reference)
+    mean, std = codes(model, draw, reference if estimator == "exact" else None)
+    if estimator == "exact":
+        weights = torch.full((n,), -math.log(n), dtype=draw.z.dtype, device=draw.z.device)
+    else:
+        weights = aggregate.log_weights(estimator, batch, n, draw.z)
+    return aggregate.mix(aggregate.pairwise(draw.z, mean, std), weights, groups)
+
+
+def per_latent(distribution: distributions.Distribution, z: Tensor) -> Tensor:
+    """log q(z_d|x) (..., k) of a diagonal Gaussian."""
+    return distributions.Normal(*aggregate.gaussian(distribution), validate_args=False).log_prob(z)
