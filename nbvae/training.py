@@ -239,7 +239,7 @@ def _companion(objective: Any, model: Any, seed: int) -> nn.Module | None:
 class _Record:
     """History and last good weights of one model, or of each model of a stack."""
 
-    def __init__(self, parameters: list[Tensor]):
+    def __init__(self, parameters: Sequence[Tensor]):
         self.parameters = parameters
         self.backup = [parameter.detach().clone() for parameter in parameters]
         self.good: Tensor | None = None  # () or (models,): those without a problem so far
