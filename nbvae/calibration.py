@@ -43,7 +43,7 @@ def start(model: nn.Module, dataset: data.Dataset, seed: int) -> None:
     pixels: Any = getattr(model, "pixels", None)
     if getattr(pixels, "mode", None) in ("global", "z", "z_diag") and (pixels.variance == 1).all():
         with seeded(seed, pixels.variance.device):
-            update(model, dataset.draw(dataset.train[:10_000]))
+            update(_plain(model), dataset.draw(dataset.train[:10_000]))
 
 
 def settle(model: nn.Module, objective: Any, dataset: data.Dataset, seed: int) -> None:
@@ -53,7 +53,7 @@ def settle(model: nn.Module, objective: Any, dataset: data.Dataset, seed: int) -
         if mode == "optimal":
             update(model, dataset.draw(dataset.train))
         some = dataset.draw(dataset.train[:1000])
-        floors = {f"sigma={mode!r}": at_floor(model, some)}
+        floors = {f"sigma={mode!r}": at_floor(_plain(model), some)}
         if hasattr(objective, "at_floor"):
             floors[f"the sigma of {objective}"] = objective.at_floor(model, some)
     for name, share in floors.items():
@@ -89,3 +89,12 @@ def _mean_error(model: Any, pixels: likelihoods.Gaussian, x: Tensor) -> Float[Te
 
 def _pixels(model: Any) -> Any:
     return getattr(getattr(model, "stacked", model), "pixels", None)
+
+
+def _plain(model: Any) -> Any:
+    """A model of many β at the smallest, where σ is least, with the σ of them all; any other model itself."""
+    if not hasattr(model, "beta_range"):
+        return model
+    view = model.at(model.beta_range[0])
+    view.pixels = model.pixels
+    return view

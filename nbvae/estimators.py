@@ -1,6 +1,7 @@
 """Measurement: what a trained model is worth on data that it is shown, without gradients, with standard errors. Nats."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
@@ -76,10 +77,17 @@ def evaluate(
     return curves.RDPoint(beta=beta, **values, **errors)
 
 
-def rd_curve(runs: Any, x: Float[Tensor, "..."], n_samples: int | None = None, seed: int = 0) -> curves.RDCurve:
+def rd_curve(
+    runs: Any,
+    x: Float[Tensor, "..."],
+    n_samples: int | None = None,
+    seed: int = 0,
+    betas: Sequence[float] | None = None,
+) -> curves.RDCurve:
     """The rate–distortion curve of one trained run, or of several, on x (batch, *shape): one point for each β.
 
-    A run has `.model` and `.objective.beta`, as those of `fit` and `sweep` do.
+    A run has `.model` and `.objective.beta`, as those of `fit` and `sweep` do. A model of many β, its run, or several (one for
+    each seed) give the points of `betas`.
 
     Where several runs share a β (seeds), the point is their mean and its standard errors are those of that mean over the
     runs: the spread of training, on the same examples. A single run has the standard errors of `evaluate`, over examples.
@@ -87,12 +95,22 @@ def rd_curve(runs: Any, x: Float[Tensor, "..."], n_samples: int | None = None, s
     Raises `ValueError` for no runs, or for runs of one β whose models differ in their settings (σ, say): split them first.
     """
     points = []
-    runs = [runs] if hasattr(runs, "model") else list(runs)
+    runs = [runs] if hasattr(runs, "model") or hasattr(runs, "posterior") else list(runs)
     if not runs:
         raise ValueError("rd_curve needs at least one run")
+    if betas is not None:
+        many = [getattr(run, "model", run) for run in runs]
+        if not all(hasattr(model, "at") for model in many):
+            raise ValueError("betas are for a model with at(beta), as models.MultiBetaVAE; a run of one β has its own")
+        for beta in checks.listed("betas", betas):
+            measured = [evaluate(model.at(beta), x, beta, n_samples, seed) for model in many]
+            points.append(measured[0] if len(measured) == 1 else curves.RDPoint.mean_of(measured))
+        return curves.RDCurve(points)
     for run in runs:
-        if not isinstance(getattr(run.objective, "beta", None), Real):
-            raise ValueError(f"{run.objective} has no β to order a curve by: evaluate(run.model, x) gives its point")
+        if not isinstance(getattr(getattr(run, "objective", None), "beta", None), Real):
+            what = getattr(run, "objective", type(run).__name__)
+            hint = "give betas=" if hasattr(getattr(run, "model", run), "at") else "evaluate(model, x) gives its point"
+            raise ValueError(f"{what} has no β to order a curve by: {hint}")
     order = sorted(runs, key=lambda run: run.objective.beta)
     for beta, group in itertools.groupby(order, key=lambda run: run.objective.beta):
         same = list(group)

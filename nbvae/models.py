@@ -1,12 +1,16 @@
 """Variational autoencoders as three distributions: `posterior(x)`, `likelihood(z)`, `prior()`. No losses here."""
 
+import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributions, nn
+from torch.nn import functional
 
 from nbvae import checks, likelihoods
 from nbvae import nn as networks
@@ -62,23 +66,18 @@ class VAE(nn.Module):
             "levels": None if levels is None else int(levels),
             "hidden": hidden,
         }
-        self.encoder = networks.encoder(network, n, self.latent_dim, hidden)
-        self.decoder = networks.decoder(network, self.latent_dim, self.pixels.n_outputs, hidden[::-1])
+        self._build(network, n, hidden)
         self.register_buffer("prior_mean", torch.zeros(self.latent_dim), persistent=False)
         self.register_buffer("prior_std", torch.ones(self.latent_dim), persistent=False)
 
     def posterior(self, x: Float[Tensor, "*batch"]) -> distributions.Independent:
         """q(z|x) for x (*batch, *shape): event shape (latent_dim,)."""
-        if x.shape[-len(self.shape) :] != self.shape or x.dim() == len(self.shape):
-            raise ValueError(f"x must have the shape (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
-        mean, log_variance = self.encoder(x.flatten(-len(self.shape)))
+        mean, log_variance = self.encoder(self._flat(x))
         return _normal(mean, (0.5 * log_variance).exp())
 
     def likelihood(self, z: Float[Tensor, "*batch k"]) -> distributions.Independent:
         """p(x|z) for z (*batch, latent_dim): event shape `shape`; its `.mean` is the reconstruction."""
-        if z.shape[-1:] != (self.latent_dim,):
-            raise ValueError(f"z must have {self.latent_dim} latents in its last dimension, got {tuple(z.shape)}")
-        return self.pixels(self.decoder(z))
+        return self.pixels(self.decoder(self._code(z)))
 
     def prior(self) -> distributions.Independent:
         """p(z) = N(0, I), event shape (latent_dim,)."""
@@ -102,11 +101,162 @@ class VAE(nn.Module):
             "decoder_bias": state["decoder.0.bias"][:n],
         }
 
+    def _build(self, network: str, n: int, hidden: tuple[int, ...]) -> None:
+        self.encoder: nn.Module = networks.encoder(network, n, self.latent_dim, hidden)
+        self.decoder: nn.Module = networks.decoder(network, self.latent_dim, self.pixels.n_outputs, hidden[::-1])
+
+    def _flat(self, x: Tensor) -> Tensor:
+        if x.shape[-len(self.shape) :] != self.shape or x.dim() == len(self.shape):
+            raise ValueError(f"x must have the shape (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        return x.flatten(-len(self.shape))
+
+    def _code(self, z: Tensor) -> Tensor:
+        if z.shape[-1:] != (self.latent_dim,):
+            raise ValueError(f"z must have {self.latent_dim} latents in its last dimension, got {tuple(z.shape)}")
+        return z
+
     def check(self, x: Float[Tensor, "*batch"]) -> None:
         """Raise `ValueError` unless x (batch, *shape) is data that this model's likelihood is a likelihood for."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"the model is for examples of shape {self.shape}, the data have {tuple(x.shape[1:])}")
         self.pixels.check(x)
+
+
+class MultiBetaVAE(VAE):
+    """One VAE for all β of a range, q(z|x, β) and p(x|z, β), trained by `objectives.MultiBeta`.
+
+    Arguments are those of `VAE`, and
+
+    - `beta_range`: the smallest and the largest β, 0 < low < high;
+    - `conditioning` of an "mlp": "film", scale and shift of every layer as functions of log β and a posterior log-variance
+      −softplus(−(v + log β)), a smooth form of the linear optimum's min(0, log s/λ); or "gates", those of the Multi-Rate VAE
+      (Bae et al. 2023). A "linear" network responds to β as the linear VAE's optimum does at fixed σ (`nn.WaterLevel`).
+
+    `at(beta)` is a VAE for one β. `sigma="optimal"` is refused, as the best σ depends on β: fix it in training, and calibrate
+    what `at` returns.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent_dim: int = 8,
+        network: str = "mlp",
+        likelihood: str = "bernoulli",
+        *,
+        beta_range: tuple[float, float] = (1e-2, 1e1),
+        conditioning: str = "film",
+        sigma: float | str | None = None,
+        levels: int | None = None,
+        hidden: Sequence[int] | None = None,
+    ):
+        if sigma == "optimal":
+            raise ValueError(
+                'sigma="optimal" is one number and the best sigma depends on β: fix it, and calibrate model.at(beta)'
+            )
+        checks.choice("conditioning", conditioning, networks.CONDITIONINGS)
+        self.beta_range, self.conditioning = _range(beta_range), conditioning
+        super().__init__(shape, latent_dim, network, likelihood, sigma=sigma, levels=levels, hidden=hidden)
+        self.config |= {"beta_range": self.beta_range, "conditioning": conditioning}
+
+    def _build(self, network: str, n: int, hidden: tuple[int, ...]) -> None:
+        checks.choice("network", network, networks.NETWORKS)
+        self.water = networks.WaterLevel(self.latent_dim, self.beta_range[1]) if network == "linear" else None
+        if network == "linear":
+            self.encoder, self.decoder = nn.Linear(n, self.latent_dim), nn.Linear(self.latent_dim, self.pixels.n_outputs)
+        else:
+            how = self.conditioning, self.beta_range
+            self.encoder = networks.ConditionedMLP(n, 2 * self.latent_dim, hidden, *how, in_decoder=False)
+            self.decoder = networks.ConditionedMLP(self.latent_dim, self.pixels.n_outputs, hidden[::-1], *how, in_decoder=True)
+
+    def encode(self, x: Float[Tensor, "*batch"], log_beta: Float[Tensor, "*some 1"]) -> distributions.Independent:
+        """`posterior` at log β (*batch, 1), whose range is not checked: for training, which reads nothing from the device."""
+        flat = self._flat(x)
+        if self.water is not None:
+            gate, log_variance = self.water(log_beta)
+            mean = gate * self.encoder(flat)
+            return _normal(mean, (0.5 * log_variance).exp().expand_as(mean))
+        mean, v = self.encoder(flat, log_beta).chunk(2, dim=-1)
+        log_variance = v if self.conditioning == "gates" else -functional.softplus(-(v + log_beta))
+        return _normal(mean, (0.5 * log_variance).exp())
+
+    def decode(self, z: Float[Tensor, "*batch k"], log_beta: Float[Tensor, "*some 1"]) -> distributions.Independent:
+        """`likelihood` at log β (*batch, 1), whose range is not checked."""
+        return self.pixels(self.outputs(z, log_beta))
+
+    def outputs(self, z: Float[Tensor, "*batch k"], log_beta: Float[Tensor, "*some 1"]) -> Float[Tensor, "*batch m"]:
+        """What the decoder network says of z at log β, before the likelihood makes a distribution of it."""
+        z = self._code(z)
+        if self.water is not None:
+            return self.decoder(self.water(log_beta)[0] * z)
+        return self.decoder(z, log_beta)
+
+    def posterior(self, x: Float[Tensor, "*batch"], beta: Any) -> distributions.Independent:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """q(z|x, β) for x (*batch, *shape) at a number β in `beta_range`, or at one for each example (batch,)."""
+        return self.encode(x, self.log_beta(beta))
+
+    def likelihood(self, z: Float[Tensor, "*batch k"], beta: Any) -> distributions.Independent:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """p(x|z, β) for z (*batch, latent_dim) at a number β in `beta_range`, or at one for each example (batch,)."""
+        return self.decode(z, self.log_beta(beta))
+
+    def at(self, beta: float) -> "AtBeta":
+        """A plain VAE of one β, for every estimator and sampler. Networks are shared; a fixed or global σ is a copy."""
+        if isinstance(beta, Tensor) and beta.dim():
+            raise ValueError(f"at() takes one beta, got a tensor of shape {tuple(beta.shape)}")
+        self.log_beta(beta)
+        return AtBeta(self, float(beta))
+
+    def log_beta(self, beta: Any) -> Float[Tensor, "*some 1"]:
+        """log β (1,) of a number, (batch, 1) of a tensor (batch,). `ValueError` outside `beta_range`, with the range."""
+        low, high = self.beta_range
+        value = torch.as_tensor(beta, dtype=self.prior_mean.dtype, device=self.prior_mean.device)
+        # A float32 of the range's end may be a rounding error beyond it.
+        if not ((value >= low * (1 - 1e-6)) & (value <= high * (1 + 1e-6))).all():
+            given = f"{beta:g}" if isinstance(beta, int | float) else f"{value.min().item():g} to {value.max().item():g}"
+            raise ValueError(f"beta must be in the range that the model was made for, {low:g} to {high:g}; got {given}")
+        return value.log().unsqueeze(-1)
+
+    def linear_maps(self) -> dict[str, Float[np.ndarray, "..."]]:
+        """`ValueError`: take those of one β, `at(beta).linear_maps()`."""
+        raise ValueError("a multi-β model has linear maps at one β only: at(beta).linear_maps()")
+
+
+@dataclass(eq=False)
+class AtBeta:
+    """A `MultiBetaVAE` at one β: posterior, likelihood and prior of a plain VAE. `MultiBetaVAE.at` makes it."""
+
+    model: MultiBetaVAE = field(repr=False)
+    beta: float
+
+    def __post_init__(self) -> None:
+        self.shape, self.latent_dim = self.model.shape, self.model.latent_dim
+        self.config = self.model.config | {"beta": self.beta}
+        # A copy of a σ that is one number, so that it can be calibrated for this β alone.
+        own = getattr(self.model.pixels, "mode", None) in ("fixed", "global")
+        self.pixels = copy.deepcopy(self.model.pixels) if own else self.model.pixels
+        self.prior, self.check = self.model.prior, self.model.check
+
+    def posterior(self, x: Float[Tensor, "*batch"]) -> distributions.Independent:
+        return self.model.posterior(x, self.beta)
+
+    def likelihood(self, z: Float[Tensor, "*batch k"]) -> distributions.Independent:
+        return self.pixels(self.model.outputs(z, self.model.log_beta(self.beta)))
+
+    def linear_maps(self) -> dict[str, Float[np.ndarray, "..."]]:
+        """`VAE.linear_maps` of a "linear" network at this β."""
+        water = self.model.water
+        if water is None:
+            raise ValueError(f"only network='linear' has linear maps, this model's is {self.model.config['network']!r}")
+        with torch.no_grad():
+            gate, log_variance = (part.double().cpu().numpy() for part in water(self.model.log_beta(self.beta)))
+        n = math.prod(self.shape)
+        state = {name: value.double().cpu().numpy() for name, value in self.model.state_dict().items()}
+        return {
+            "encoder": gate[:, None] * state["encoder.weight"],
+            "encoder_bias": gate * state["encoder.bias"],
+            "variance": np.exp(log_variance),
+            "decoder": state["decoder.weight"][:n] * gate,
+            "decoder_bias": state["decoder.bias"][:n],
+        }
 
 
 class Discretized:
@@ -130,6 +280,20 @@ class Discretized:
         """Raise `ValueError` unless x is made of the levels."""
         self.model.check(x)
         self._bins.check(x)
+
+
+def _range(beta_range: Any) -> tuple[float, float]:
+    try:
+        low, high = (checks.positive("beta_range", beta) for beta in beta_range)
+    except TypeError:
+        low, high = math.nan, math.nan
+    except ValueError as error:
+        if "unpack" not in str(error):
+            raise
+        low, high = math.nan, math.nan
+    if not low < high:
+        raise ValueError(f"beta_range must be two numbers, 0 < low < high; got {beta_range!r}")
+    return low, high
 
 
 def _normal(mean: Tensor, std: Tensor) -> distributions.Independent:

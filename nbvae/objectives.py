@@ -103,6 +103,41 @@ class LogMSE:
 
 
 @dataclass(frozen=True)
+class MultiBeta:
+    """E_β β^(−power) (D + βR) of a `models.MultiBetaVAE`, log β uniform over its range: the whole curve in one training.
+
+    Each example has its own β. The draws of a batch are stratified, one in each of `batch` equal parts of log β's range, which
+    leaves the average as it is and takes most of its noise away. D + βR is larger where β is, and so are its gradients;
+    β^(−½) evens them out. `power` >= 0; 0 is the weighting of the Multi-Rate VAE (Bae et al. 2023).
+    """
+
+    power: float = 0.5
+    weights: ClassVar = {"a": "β", "t": "β", "m": "β"}
+    formula: ClassVar = "E_β β^(−power) (D + βR)"
+    reference: ClassVar = "after Bae et al. (2023)"
+
+    def __post_init__(self) -> None:
+        _set(self, "power", checks.not_negative("power", self.power))
+
+    def __call__(self, model: Any, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        inner = getattr(model, "stacked", model)
+        if not (hasattr(inner, "encode") and hasattr(inner, "beta_range")):
+            raise ValueError(f"MultiBeta trains a models.MultiBetaVAE, got {type(inner).__name__}")
+        prior = model.prior()
+        x = x.to(prior.mean)
+        low, high = (math.log(beta) for beta in inner.beta_range)
+        batch = x.shape[-1 - len(inner.shape)]
+        place = torch.arange(batch, dtype=x.dtype, device=x.device)
+        place = (place + stacking.streams(model).uniform((batch,), x)) / batch
+        log_beta = low + (high - low) * place
+        posterior = model.encode(x, log_beta.unsqueeze(-1))
+        distortion = -model.decode(posterior.rsample(), log_beta.unsqueeze(-1)).log_prob(x)
+        terms = Terms(distortion, distributions.kl_divergence(posterior, prior))
+        loss = terms.distortion + log_beta.exp() * terms.rate
+        return Loss(((-self.power * log_beta).exp() * loss).mean(-1), terms)
+
+
+@dataclass(frozen=True)
 class DIPVAEI:
     """D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov_x[μ(x)] (Kumar et al. 2018, eq. 6).
 
@@ -417,7 +452,7 @@ TABLE = {
 
 
 # All objectives that a run can be saved with, and a sweep be asked for by name.
-NAMED = {**TABLE, "log_mse": LogMSE}
+NAMED = {**TABLE, "log_mse": LogMSE, "multi_beta": MultiBeta}
 
 
 def _set(objective: object, name: str, value: object) -> None:

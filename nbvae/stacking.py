@@ -163,6 +163,12 @@ class Streams:
             ]
         )
 
+    def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Uniform noise on [0, 1): `shape` where all models share a seed, else (models, *shape)."""
+        return self._spread(
+            [torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator) for generator in self.generators]
+        )
+
     def _spread(self, draws: list[Tensor]) -> Tensor:
         return draws[0] if len(draws) == 1 else torch.stack(draws)[self.of_model]
 
@@ -181,7 +187,16 @@ class Together(nn.Module):
         self.streams = streams
 
     def posterior(self, x: Tensor) -> distributions.Independent:
-        base = self.stacked.posterior(x).base_dist
+        return self._streamed(self.stacked.posterior(x))
+
+    def encode(self, x: Tensor, log_beta: Tensor) -> distributions.Independent:
+        return self._streamed(self.stacked.encode(x, log_beta))
+
+    def decode(self, z: Tensor, log_beta: Tensor) -> distributions.Distribution:
+        return self.stacked.decode(z, log_beta)
+
+    def _streamed(self, posterior: distributions.Independent) -> distributions.Independent:
+        base = posterior.base_dist
         return distributions.Independent(StreamedNormal(base.loc, base.scale, self.streams), 1, validate_args=False)
 
     def likelihood(self, z: Tensor) -> distributions.Distribution:

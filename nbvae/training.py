@@ -319,6 +319,8 @@ def _accept(model: nn.Module, dataset: data.Dataset, objective: Any) -> None:
         )
     if not isinstance(model, nn.Module):
         raise ValueError(f"only a torch module can be trained, and {type(model).__name__} is none")
+    if hasattr(model, "beta_range") and not isinstance(objective, objectives.MultiBeta):
+        raise ValueError(f"a model of many β is trained with objectives.MultiBeta(), got {objective}")
     check = getattr(model, "check", None)
     if callable(check):
         with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,209 @@
+"""One model for all β: the linear one against the closed form, its views, its objective, and what it refuses."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nbvae import analytic, calibration, data, estimators, models, objectives, stacking, training
+from nbvae import nn as networks
+
+RANGE = (0.02, 20.0)
+
+
+def seeded(make, seed=0):
+    with stacking.seeded(seed):
+        return make()
+
+
+def one_line(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def multi(network="mlp", shape=(6,), **options):
+    options = {"likelihood": "gaussian", "sigma": 0.5, "beta_range": RANGE, "hidden": (12, 10)} | options
+    return seeded(lambda: models.MultiBetaVAE(shape, 3, network, **options)).double()
+
+
+def jolt(model):
+    """Zero-initialised conditioning hides mistakes: move every weight."""
+    with torch.no_grad(), stacking.seeded(1):
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def test_one_linear_model_matches_the_closed_form_over_three_decades():
+    """Theorem: one gate and one log-variance line for each latent is the optimum's whole response to β at fixed σ."""
+    gaussian = data.load("gaussian", sizes=(20_000, 100, 100))
+    x, sigma = gaussian.train.double(), 0.7
+    cov, mean = torch.cov(x.T, correction=0).numpy(), x.mean(0).numpy()
+    oracle = analytic.LinearGaussian(cov, 4)
+    model = seeded(lambda: models.MultiBetaVAE((8,), 4, "linear", "gaussian", sigma=sigma, beta_range=RANGE))
+    config = training.TrainConfig(epochs=60, batch_size=500, lr=0.02, schedule="cosine")
+    training.fit(model, gaussian, objectives.MultiBeta(), config)
+    for beta in np.geomspace(*RANGE, 9):
+        exact = oracle.solve(float(beta), sigma**2)
+        rate, mse = analytic.linear_elbo_terms(cov, **model.at(float(beta)).linear_maps(), mean=mean)
+        assert rate == pytest.approx(exact.rate, abs=0.03)
+        assert mse == pytest.approx(exact.mse, rel=0.02)
+
+
+def test_the_water_level_is_the_optimum_itself():
+    """With the eigenvalues put in, gates and variances are those of `LinearGaussian.solve` at every β."""
+    oracle, sigma2 = analytic.LinearGaussian([5.0, 3.0, 1.5, 0.8, 0.2], 3), 0.3
+    water = networks.WaterLevel(3, 10.0).double()
+    with torch.no_grad():
+        water.log_ratio.copy_(torch.as_tensor(np.log(oracle.eigenvalues[:3] / sigma2)))
+    for beta in (0.01, 0.3, 1.0, 4.0, 6.0, 12.0, 30.0):
+        gate, log_variance = water(torch.tensor([math.log(beta)], dtype=torch.float64))
+        exact = oracle.solve(beta, sigma2)
+        found = gate.detach().numpy() * np.sqrt(oracle.eigenvalues[:3])
+        np.testing.assert_allclose(found, np.linalg.norm(exact.decoder, axis=0), atol=0.02)
+        np.testing.assert_allclose(log_variance.exp().detach().numpy(), exact.posterior_variance)
+
+
+@pytest.mark.parametrize("network", networks.NETWORKS)
+@pytest.mark.parametrize("conditioning", networks.CONDITIONINGS)
+def test_the_view_of_one_beta_is_the_model_at_that_beta(network, conditioning):
+    model = jolt(multi(network, conditioning=conditioning))
+    x, betas = torch.randn(5, 6, dtype=torch.float64), torch.tensor([0.02, 0.3, 1.0, 7.0, 20.0], dtype=torch.float64)
+    together = model.posterior(x, betas)
+    decoded = model.likelihood(together.mean, betas)
+    for index, beta in enumerate(betas.tolist()):
+        view = model.at(beta)
+        alone = view.posterior(x[index : index + 1])
+        torch.testing.assert_close(alone.mean[0], together.mean[index])
+        torch.testing.assert_close(alone.stddev[0], together.stddev[index])
+        torch.testing.assert_close(view.likelihood(alone.mean).mean[0], decoded.mean[index])
+        torch.testing.assert_close(model.posterior(x, beta).mean, view.posterior(x).mean)
+    assert not torch.allclose(model.posterior(x, 0.02).stddev, model.posterior(x, 20.0).stddev)
+
+
+def test_the_view_passes_through_every_estimator():
+    model = jolt(multi("linear", hidden=None))
+    x, view = torch.randn(400, 6, dtype=torch.float64), None
+    view = model.at(0.7)
+    exact = analytic.linear_elbo_terms(torch.cov(x.T, correction=0).numpy(), **view.linear_maps(), mean=x.mean(0).numpy())
+    point = estimators.evaluate(view, x, 0.7, n_samples=200)
+    assert point.rate == pytest.approx(exact[0], rel=1e-6)
+    assert point.mse == pytest.approx(exact[1], rel=0.01)
+    assert estimators.decompose(view, x, n_samples=50).rate == pytest.approx(exact[0], rel=1e-6)
+    assert estimators.iwae(view, x[:50], 20).value > -point.distortion - point.rate - 3
+    assert estimators.active_units(view, x).count > 0
+    curve = estimators.rd_curve(model, x, betas=[0.1, 0.7, 5.0])
+    assert curve.betas.tolist() == [0.1, 0.7, 5.0]
+    assert curve[0.7].rate == pytest.approx(point.rate)
+    assert estimators.rd_curve([model, jolt(multi("linear", hidden=None))], x, betas=[0.7])[0.7].n_runs == 2
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_the_objective_is_the_weighted_average_over_beta(power):
+    """The stratified loss against quadrature over log β of each example's own D + βR, with the same linear model."""
+    model = jolt(multi("linear", hidden=None))
+    x = torch.randn(1, 6, dtype=torch.float64)
+    with stacking.seeded(3):
+        losses = [objectives.MultiBeta(power)(model, x.expand(500, -1)).total for _ in range(60)]
+    found, error = torch.stack(losses).mean().item(), (torch.stack(losses).std() / 60**0.5).item()
+    grid = np.exp(np.linspace(*np.log(RANGE), 400))
+    each = []
+    for beta in grid:
+        view, maps = model.at(beta), model.at(beta).linear_maps()
+        zero = np.zeros((6, 6))
+        rate, mse = analytic.linear_elbo_terms(zero, **maps, mean=x[0].numpy())
+        assert view.posterior(x).mean.shape == (1, 3)
+        distortion = 3 * math.log(2 * math.pi * 0.25) + mse / 0.5
+        each.append(beta**-power * (distortion + beta * rate))
+    assert found == pytest.approx(np.mean(each), abs=4 * error + 2e-3 * abs(np.mean(each)))
+
+
+def test_betas_are_stratified_over_the_whole_range():
+    class Spy(models.MultiBetaVAE):
+        def encode(self, x, log_beta):
+            self.seen = log_beta.squeeze(-1)
+            return super().encode(x, log_beta)
+
+    model = Spy((6,), 3, likelihood="gaussian", beta_range=RANGE)
+    with stacking.seeded(0):
+        objectives.MultiBeta()(model, torch.randn(50, 6))
+    place = (model.seen - math.log(RANGE[0])) / math.log(RANGE[1] / RANGE[0])
+    assert torch.equal((place * 50).floor(), torch.arange(50.0))
+    assert (place * 50 - torch.arange(50)).std() > 0.2
+
+
+@pytest.mark.parametrize("conditioning", networks.CONDITIONINGS)
+def test_units_that_no_beta_uses_at_first(conditioning):
+    """FiLM starts as an ordinary network: no unit is dead for all β. The Multi-Rate gates kill some of the decoder's."""
+    model = seeded(lambda: models.MultiBetaVAE((64,), 8, beta_range=(1e-2, 1e1), hidden=(256,), conditioning=conditioning))
+    z, dead = torch.randn(4000, 8), torch.ones(256, dtype=torch.bool)
+    hidden = {}
+    model.decoder.conditions[0].register_forward_hook(lambda module, args, out: hidden.update(out=out))
+    with torch.no_grad():
+        for beta in np.geomspace(1e-2, 1e1, 13):
+            model.likelihood(z, beta)
+            dead &= (hidden["out"] <= 0).all(0)
+    share = dead.double().mean().item()
+    assert share == 0 if conditioning == "film" else 0.03 < share < 0.3
+
+
+def test_a_sweep_over_seeds_is_the_fits():
+    dataset = data.Dataset("some", *[torch.randn(60, 6, generator=torch.Generator().manual_seed(i)) for i in range(3)])
+    config = training.TrainConfig(epochs=2, batch_size=16)
+    for network in networks.NETWORKS:
+
+        def make(network=network):
+            return models.MultiBetaVAE((6,), 3, network, "gaussian", beta_range=RANGE, hidden=(7,))
+
+        runs = training.sweep(make, dataset, [1.0], objective=lambda _: objectives.MultiBeta(), seeds=[0, 5], config=config)
+        for run in runs:
+            alone = training.fit(seeded(make, run.config.seed), dataset, objectives.MultiBeta(), run.config)
+            for a, b in zip(run.model.parameters(), alone.model.parameters(), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+            assert run.history["loss"] == pytest.approx(alone.history["loss"], rel=1e-4)
+
+
+def test_a_run_is_read_back(tmp_path):
+    model = jolt(multi()).float()
+    run = training.Run(model, objectives.MultiBeta(0.3), training.TrainConfig(), {"loss": [1.0]}, 0.1)
+    again = training.load(run.save(tmp_path / "run"))
+    x = torch.randn(4, 6)
+    assert again.objective == run.objective
+    assert again.model.beta_range == RANGE
+    torch.testing.assert_close(again.model.at(3.0).posterior(x).mean, model.at(3.0).posterior(x).mean)
+
+
+def test_sigma_is_calibrated_for_one_beta_alone():
+    model, x = jolt(multi()), torch.randn(300, 6, dtype=torch.float64)
+    low, high = model.at(0.02), model.at(20.0)
+    with stacking.seeded(0):
+        calibration.calibrate(low, x)
+    mse = estimators.evaluate(low, x, n_samples=50).mse
+    assert low.pixels.scale.item() ** 2 == pytest.approx(mse / 6, rel=0.05)
+    assert high.pixels.scale.item() == model.pixels.scale.item() == 0.5
+
+
+def test_what_a_multi_beta_model_refuses():
+    x = torch.randn(4, 6, dtype=torch.float64)
+    model = multi()
+    for beta in (0.0, -1.0, 0.01, 21.0, math.nan, math.inf, torch.tensor([1.0, 1.0, 1.0, 50.0])):
+        one_line(lambda beta=beta: model.posterior(x, beta), "0.02 to 20")
+        one_line(lambda beta=beta: model.likelihood(x[:, :3], beta), "0.02 to 20")
+    one_line(lambda: model.at(30.0), "0.02 to 20; got 30")
+    one_line(lambda: model.at(torch.ones(3)), "one beta")
+    one_line(lambda: model.linear_maps(), "at\\(beta\\)")
+    one_line(lambda: model.at(1.0).linear_maps(), "network='linear'")
+    for bad in ((1.0, 1.0), (2.0, 1.0), (0.0, 1.0), 3.0, (1, 2, 3), "ab"):
+        one_line(lambda bad=bad: multi(beta_range=bad), "beta_range")
+    one_line(lambda: multi(sigma="optimal"), "calibrate")
+    one_line(lambda: multi(conditioning="magic"), "film, gates")
+    one_line(lambda: multi("transformer"), "linear, mlp")
+    one_line(lambda: objectives.MultiBeta(-1.0), "power")
+    one_line(lambda: objectives.MultiBeta()(models.VAE((6,), likelihood="gaussian"), x), "MultiBetaVAE, got VAE")
+    one_line(lambda: estimators.rd_curve(models.VAE((6,)), x, betas=[1.0]), "betas are for a model with at")
+    run = training.Run(model, objectives.MultiBeta(), training.TrainConfig(), {}, 0.0)
+    one_line(lambda: estimators.rd_curve(run, x), "give betas=")
+    dataset = data.Dataset("some", x.float(), x.float(), x.float())
+    one_line(lambda: training.fit(multi().float(), dataset, objectives.VAE()), "MultiBeta")
