@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -122,6 +122,14 @@ class VAE(nn.Module):
         self.pixels.check(x)
 
 
+class Condition(NamedTuple):
+    """log β (*some, 1), and what encoder and decoder make of it: modulations, or a linear network's gate and log-variance."""
+
+    log_beta: Tensor
+    encoder: Any
+    decoder: Any
+
+
 class MultiBetaVAE(VAE):
     """One VAE for all β of a range, q(z|x, β) and p(x|z, β), trained by `objectives.MultiBeta`.
 
@@ -160,43 +168,47 @@ class MultiBetaVAE(VAE):
 
     def _build(self, network: str, n: int, hidden: tuple[int, ...]) -> None:
         checks.choice("network", network, networks.NETWORKS)
-        self.water = networks.WaterLevel(self.latent_dim, self.beta_range[1]) if network == "linear" else None
         if network == "linear":
+            self.response: nn.Module = networks.WaterLevel(self.latent_dim, self.beta_range[1])
             self.encoder, self.decoder = nn.Linear(n, self.latent_dim), nn.Linear(self.latent_dim, self.pixels.n_outputs)
         else:
-            how = self.conditioning, self.beta_range
-            self.encoder = networks.ConditionedMLP(n, 2 * self.latent_dim, hidden, *how, in_decoder=False)
-            self.decoder = networks.ConditionedMLP(self.latent_dim, self.pixels.n_outputs, hidden[::-1], *how, in_decoder=True)
+            encoder = networks.ConditionedMLP(n, 2 * self.latent_dim, hidden)
+            decoder = networks.ConditionedMLP(self.latent_dim, self.pixels.n_outputs, hidden[::-1])
+            self.response = networks.Conditioning(self.conditioning, self.beta_range, encoder.widths, decoder.widths)
+            self.encoder, self.decoder = encoder, decoder
 
-    def encode(self, x: Float[Tensor, "*batch"], log_beta: Float[Tensor, "*some 1"]) -> distributions.Independent:
-        """`posterior` at log β (*batch, 1), whose range is not checked: for training, which reads nothing from the device."""
-        flat = self._flat(x)
-        if self.water is not None:
-            gate, log_variance = self.water(log_beta)
-            mean = gate * self.encoder(flat)
+    def condition(self, log_beta: Float[Tensor, "*some 1"]) -> Condition:
+        """What `encode` and `decode` need of log β; its range is not checked, as training reads nothing from the device."""
+        return Condition(log_beta, *self.response(log_beta))
+
+    def encode(self, x: Float[Tensor, "*batch"], condition: Condition) -> distributions.Independent:
+        """q(z|x, β) for x (*batch, *shape)."""
+        flat, (log_beta, response, log_variance) = self._flat(x), condition
+        if self.config["network"] == "linear":
+            mean = response * self.encoder(flat)
             return _normal(mean, (0.5 * log_variance).exp().expand_as(mean))
-        mean, v = self.encoder(flat, log_beta).chunk(2, dim=-1)
+        mean, v = self.encoder(flat, response).chunk(2, dim=-1)
         log_variance = v if self.conditioning == "gates" else -functional.softplus(-(v + log_beta))
         return _normal(mean, (0.5 * log_variance).exp())
 
-    def decode(self, z: Float[Tensor, "*batch k"], log_beta: Float[Tensor, "*some 1"]) -> distributions.Independent:
-        """`likelihood` at log β (*batch, 1), whose range is not checked."""
-        return self.pixels(self.outputs(z, log_beta))
+    def decode(self, z: Float[Tensor, "*batch k"], condition: Condition) -> distributions.Independent:
+        """p(x|z, β) for z (*batch, latent_dim)."""
+        return self.pixels(self.outputs(z, condition))
 
-    def outputs(self, z: Float[Tensor, "*batch k"], log_beta: Float[Tensor, "*some 1"]) -> Float[Tensor, "*batch m"]:
-        """What the decoder network says of z at log β, before the likelihood makes a distribution of it."""
+    def outputs(self, z: Float[Tensor, "*batch k"], condition: Condition) -> Float[Tensor, "*batch m"]:
+        """What the decoder network says of z, before the likelihood makes a distribution of it."""
         z = self._code(z)
-        if self.water is not None:
-            return self.decoder(self.water(log_beta)[0] * z)
-        return self.decoder(z, log_beta)
+        if self.config["network"] == "linear":
+            return self.decoder(condition.encoder * z)
+        return self.decoder(z, condition.decoder)
 
     def posterior(self, x: Float[Tensor, "*batch"], beta: Any) -> distributions.Independent:  # pyright: ignore[reportIncompatibleMethodOverride]
         """q(z|x, β) for x (*batch, *shape) at a number β in `beta_range`, or at one for each example (batch,)."""
-        return self.encode(x, self.log_beta(beta))
+        return self.encode(x, self.condition(self.log_beta(beta)))
 
     def likelihood(self, z: Float[Tensor, "*batch k"], beta: Any) -> distributions.Independent:  # pyright: ignore[reportIncompatibleMethodOverride]
         """p(x|z, β) for z (*batch, latent_dim) at a number β in `beta_range`, or at one for each example (batch,)."""
-        return self.decode(z, self.log_beta(beta))
+        return self.decode(z, self.condition(self.log_beta(beta)))
 
     def at(self, beta: float) -> "AtBeta":
         """A plain VAE of one β, for every estimator and sampler. Networks are shared; a fixed or global σ is a copy."""
@@ -239,15 +251,15 @@ class AtBeta:
         return self.model.posterior(x, self.beta)
 
     def likelihood(self, z: Float[Tensor, "*batch k"]) -> distributions.Independent:
-        return self.pixels(self.model.outputs(z, self.model.log_beta(self.beta)))
+        return self.pixels(self.model.outputs(z, self.model.condition(self.model.log_beta(self.beta))))
 
     def linear_maps(self) -> dict[str, Float[np.ndarray, "..."]]:
         """`VAE.linear_maps` of a "linear" network at this β."""
-        water = self.model.water
-        if water is None:
-            raise ValueError(f"only network='linear' has linear maps, this model's is {self.model.config['network']!r}")
+        if self.config["network"] != "linear":
+            raise ValueError(f"only network='linear' has linear maps, this model's is {self.config['network']!r}")
         with torch.no_grad():
-            gate, log_variance = (part.double().cpu().numpy() for part in water(self.model.log_beta(self.beta)))
+            condition = self.model.condition(self.model.log_beta(self.beta))
+            gate, log_variance = (part.double().cpu().numpy() for part in condition[1:])
         n = math.prod(self.shape)
         state = {name: value.double().cpu().numpy() for name, value in self.model.state_dict().items()}
         return {

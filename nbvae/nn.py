@@ -81,89 +81,79 @@ class WaterLevel(nn.Module):
     def forward(self, log_beta: Float[Tensor, "*batch 1"]) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
         """Gate and posterior log-variance."""
         level = log_beta - self.log_ratio  # log s/λ
-        open_share = -torch.expm1(level.clamp(max=0.0))
-        # The root's slope has no bound at 0: below 1e-4 the gate is closed.
-        return torch.where(open_share > 1e-4, open_share.clamp(min=1e-4).sqrt(), 0.0), level.clamp(max=0.0)
+        return _root_gate(level), level.clamp(max=0.0)
 
 
 class BetaFeatures(nn.Module):
-    """Smooth features of log β over a range: its place in [−1, 1], and Gaussian bumps along it."""
+    """Smooth features of log β: Gaussian bumps, evenly along the logarithm of the range."""
 
     centres: Tensor
 
-    def __init__(self, beta_range: tuple[float, float], n_bumps: int = 8):
+    def __init__(self, beta_range: tuple[float, float], size: int = 16):
         super().__init__()
         low, high = (math.log(beta) for beta in beta_range)
-        self.middle, self.reach = (low + high) / 2, (high - low) / 2
-        self.width = 2 / (n_bumps - 1)
-        self.size = n_bumps + 1
-        self.register_buffer("centres", torch.linspace(-1, 1, n_bumps), persistent=False)
+        self.size, self.sharpness = size, math.sqrt(0.5) * (size - 1) / (high - low)
+        self.register_buffer("centres", torch.linspace(low, high, size), persistent=False)
 
     def forward(self, log_beta: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch features"]:
-        place = (log_beta - self.middle) / self.reach
-        bumps = (-0.5 * ((place - self.centres) / self.width).square()).exp()
-        return torch.cat([place.expand(*bumps.shape[:-1], 1), bumps], -1)
+        return ((log_beta - self.centres) * self.sharpness).square().neg().exp()
 
 
-class FiLM(nn.Module):
-    """Scale and shift of a layer's outputs, linear in features of β (Perez et al. 2018).
+class Conditioning(nn.Module):
+    """Functions of log β that modulate the layers of an encoder and a decoder `ConditionedMLP`, in one matrix product.
 
-    Both start at nothing: at first the layer is an ordinary one at every β.
+    - "film": the outputs y of every layer become y (1 + a) + b, with a and b linear in `BetaFeatures` (Perez et al. 2018). Both
+      start at nothing: at first the networks are ordinary ones at every β, and no unit is dead for all.
+    - "gates": those of every hidden layer are multiplied by a function of w log β + v, a sigmoid in the encoder and √(1 − eˣ)₊
+      in the decoder: the Multi-Rate VAE (Bae et al. 2023), to compare with.
     """
 
-    def __init__(self, n_features: int, n_out: int):
+    def __init__(self, kind: str, beta_range: tuple[float, float], encoder: Sequence[int], decoder: Sequence[int]):
         super().__init__()
-        self.modulation = nn.Linear(n_features, 2 * n_out)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.film = checks.choice("conditioning", kind, CONDITIONINGS) == "film"
+        # Of each layer's width two parts, or of each hidden one's.
+        encoder, decoder = (
+            [w for w in widths for _ in "ab"] if self.film else list(widths[:-1]) for widths in (encoder, decoder)
+        )
+        self.sizes, self.cut = [*encoder, *decoder], len(encoder)
+        features = BetaFeatures(beta_range) if self.film else None
+        self.features = features
+        self.modulation = nn.Linear(features.size if features else 1, sum(self.sizes))
+        if self.film:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, y: Float[Tensor, "*batch m"], features: Float[Tensor, "*batch f"]) -> Float[Tensor, "*batch m"]:
-        scale, shift = self.modulation(features).chunk(2, dim=-1)
-        return y * (1 + scale) + shift
-
-
-class MultiRateGate(nn.Module):
-    """Gate on a layer's outputs, a function of w log β + b: sigmoid in the encoder, √(1 − eˣ)₊ in the decoder.
-
-    The conditioning of the Multi-Rate VAE (Bae et al. 2023), to compare with.
-    """
-
-    def __init__(self, n_out: int, in_decoder: bool):
-        super().__init__()
-        self.in_decoder = in_decoder
-        self.gate = nn.Linear(1, n_out)
-
-    def forward(self, y: Float[Tensor, "*batch m"], log_beta: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch m"]:
-        x = self.gate(log_beta)
-        if not self.in_decoder:
-            return y * x.sigmoid()
-        open_share = -torch.expm1(x.clamp(max=0.0))
-        return y * torch.where(open_share > 1e-6, open_share.clamp(min=1e-6).sqrt(), 0.0)
+    def forward(self, log_beta: Float[Tensor, "*some 1"]) -> tuple[list[Tensor], list[Tensor]]:
+        """Modulations (*some, width) of the encoder, and of the decoder."""
+        parts = self.modulation(log_beta if self.features is None else self.features(log_beta)).split(self.sizes, dim=-1)
+        encoder, decoder = list(parts[: self.cut]), list(parts[self.cut :])
+        if self.film:
+            return encoder, decoder
+        return [part.sigmoid() for part in encoder], [_root_gate(part) for part in decoder]
 
 
 class ConditionedMLP(nn.Module):
-    """`mlp` that also takes log β. "film" conditions every layer, "gates" the hidden ones."""
+    """`mlp` whose layers are modulated by what `Conditioning` makes of log β."""
 
-    def __init__(
-        self, n_in: int, n_out: int, hidden: Sequence[int], conditioning: str, beta_range: tuple[float, float], in_decoder: bool
-    ):
+    def __init__(self, n_in: int, n_out: int, hidden: Sequence[int]):
         super().__init__()
-        checks.choice("conditioning", conditioning, CONDITIONINGS)
-        widths = [n_in, *hidden, n_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        if conditioning == "film":
-            self.features: nn.Module = BetaFeatures(beta_range)
-            self.conditions = nn.ModuleList(FiLM(self.features.size, width) for width in widths[1:])
-        else:
-            self.features = nn.Identity()
-            self.conditions = nn.ModuleList(MultiRateGate(width, in_decoder) for width in hidden)
+        self.widths = (*hidden, n_out)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise([n_in, *self.widths]))
 
-    def forward(self, x: Float[Tensor, "*batch n"], log_beta: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch m"]:
-        features = self.features(log_beta)
+    def forward(self, x: Float[Tensor, "*batch n"], parts: Sequence[Tensor]) -> Float[Tensor, "*batch m"]:
+        film = len(parts) == 2 * len(self.layers)
         for index, layer in enumerate(self.layers):
             x = layer(x)
-            if index < len(self.conditions):
-                x = self.conditions[index](x, features)
+            if film:
+                x = torch.addcmul(x + parts[2 * index + 1], x, parts[2 * index])
+            elif index < len(parts):
+                x = x * parts[index]
             if index < len(self.layers) - 1:
                 x = x.relu()
         return x
+
+
+def _root_gate(x: Tensor) -> Tensor:
+    open_share = -torch.expm1(x.clamp(max=0.0))
+    # The root's slope has no bound at 0: near it the gate is closed.
+    return torch.where(open_share > 1e-4, open_share.clamp(min=1e-4).sqrt(), 0.0)

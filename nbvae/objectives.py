@@ -108,10 +108,10 @@ class MultiBeta:
 
     Each example has its own β. The draws of a batch are stratified, one in each of `batch` equal parts of log β's range, which
     leaves the average as it is and takes most of its noise away. D + βR is larger where β is, and so are its gradients;
-    β^(−½) evens them out. `power` >= 0; 0 is the weighting of the Multi-Rate VAE (Bae et al. 2023).
+    β^(−power) evens them out. `power` >= 0; 0 is the weighting of the Multi-Rate VAE (Bae et al. 2023).
     """
 
-    power: float = 0.5
+    power: float = 0.25
     weights: ClassVar = {"a": "β", "t": "β", "m": "β"}
     formula: ClassVar = "E_β β^(−power) (D + βR)"
     reference: ClassVar = "after Bae et al. (2023)"
@@ -127,13 +127,13 @@ class MultiBeta:
         x = x.to(prior.mean)
         low, high = (math.log(beta) for beta in inner.beta_range)
         batch = x.shape[-1 - len(inner.shape)]
-        place = torch.arange(batch, dtype=x.dtype, device=x.device)
-        place = (place + stacking.streams(model).uniform((batch,), x)) / batch
-        log_beta = low + (high - low) * place
-        posterior = model.encode(x, log_beta.unsqueeze(-1))
-        distortion = -model.decode(posterior.rsample(), log_beta.unsqueeze(-1)).log_prob(x)
+        place = torch.arange(batch, dtype=x.dtype, device=x.device) + stacking.streams(model).uniform((batch,), x)
+        log_beta = low + place * ((high - low) / batch)
+        condition = model.condition(log_beta.unsqueeze(-1))
+        posterior = model.encode(x, condition)
+        distortion = -model.decode(posterior.rsample(), condition).log_prob(x)
         terms = Terms(distortion, distributions.kl_divergence(posterior, prior))
-        loss = terms.distortion + log_beta.exp() * terms.rate
+        loss = torch.addcmul(terms.distortion, log_beta.exp(), terms.rate)
         return Loss(((-self.power * log_beta).exp() * loss).mean(-1), terms)
 
 

@@ -189,11 +189,14 @@ class Together(nn.Module):
     def posterior(self, x: Tensor) -> distributions.Independent:
         return self._streamed(self.stacked.posterior(x))
 
-    def encode(self, x: Tensor, log_beta: Tensor) -> distributions.Independent:
-        return self._streamed(self.stacked.encode(x, log_beta))
+    def condition(self, log_beta: Tensor) -> Any:
+        return self.stacked.condition(log_beta)
 
-    def decode(self, z: Tensor, log_beta: Tensor) -> distributions.Distribution:
-        return self.stacked.decode(z, log_beta)
+    def encode(self, x: Tensor, condition: Any) -> distributions.Independent:
+        return self._streamed(self.stacked.encode(x, condition))
+
+    def decode(self, z: Tensor, condition: Any) -> distributions.Distribution:
+        return self.stacked.decode(z, condition)
 
     def _streamed(self, posterior: distributions.Independent) -> distributions.Independent:
         base = posterior.base_dist

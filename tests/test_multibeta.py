@@ -122,9 +122,9 @@ def test_the_objective_is_the_weighted_average_over_beta(power):
 
 def test_betas_are_stratified_over_the_whole_range():
     class Spy(models.MultiBetaVAE):
-        def encode(self, x, log_beta):
+        def condition(self, log_beta):
             self.seen = log_beta.squeeze(-1)
-            return super().encode(x, log_beta)
+            return super().condition(log_beta)
 
     model = Spy((6,), 3, likelihood="gaussian", beta_range=RANGE)
     with stacking.seeded(0):
@@ -140,11 +140,11 @@ def test_units_that_no_beta_uses_at_first(conditioning):
     model = seeded(lambda: models.MultiBetaVAE((64,), 8, beta_range=(1e-2, 1e1), hidden=(256,), conditioning=conditioning))
     z, dead = torch.randn(4000, 8), torch.ones(256, dtype=torch.bool)
     hidden = {}
-    model.decoder.conditions[0].register_forward_hook(lambda module, args, out: hidden.update(out=out))
+    model.decoder.layers[1].register_forward_pre_hook(lambda module, args: hidden.update(seen=args[0]))
     with torch.no_grad():
         for beta in np.geomspace(1e-2, 1e1, 13):
             model.likelihood(z, beta)
-            dead &= (hidden["out"] <= 0).all(0)
+            dead &= (hidden["seen"] <= 0).all(0)
     share = dead.double().mean().item()
     assert share == 0 if conditioning == "film" else 0.03 < share < 0.3
 
