@@ -189,7 +189,7 @@ def _loop(
     schedule = _schedule(optimiser, config, config.epochs * len(batches))
     beside = {} if companion is None else {"companion": companion}
     second = None if companion is None else torch.optim.Adam(companion.parameters(), lr=objective.lr, fused=True)
-    record = _Record(parameters)
+    record = _Record([*parameters, *model.buffers()])
     calibrated = any(getattr(part, "mode", None) == "optimal" for part in model.modules())
     for epoch in tqdm(range(config.epochs), desc="training", unit="epoch", leave=False, disable=not watched()):
         orders = streams.permutations(len(train))
