@@ -190,7 +190,7 @@ def _loop(
     beside = {} if companion is None else {"companion": companion}
     second = None if companion is None else torch.optim.Adam(companion.parameters(), lr=objective.lr, fused=True)
     record = _Record([*parameters, *model.buffers()])
-    calibrated = any(getattr(part, "mode", None) == "optimal" for part in model.modules())
+    calibrated = getattr(calibration.gaussian(model), "mode", None) == "optimal"
     for epoch in tqdm(range(config.epochs), desc="training", unit="epoch", leave=False, disable=not watched()):
         orders = streams.permutations(len(train))
         losses = []
@@ -269,7 +269,7 @@ class _Record:
         self.good = good = good if self.good is None else self.good & good
         if not good.all():
             for parameter, backup in zip(self.parameters, self.backup, strict=True):
-                parameter.copy_(torch.where(good.view(*good.shape, *[1] * (parameter.dim() - good.dim())), parameter, backup))
+                parameter.copy_(torch.where(good.view((*good.shape, *[1] * (parameter.dim() - good.dim()))), parameter, backup))
         for parameter, backup in zip(self.parameters, self.backup, strict=True):
             backup.copy_(parameter)
         for index, ok in enumerate(good.reshape(-1).tolist()):
