@@ -22,13 +22,14 @@ class VAE(nn.Module):
     Parameters are drawn from torch's global stream: call `torch.manual_seed` first.
 
     - `shape`: shape of one example, `ds.shape`; `latent_dim`: k >= 1.
-    - `network`: "linear" (mean and decoder linear, posterior variance constant) or "mlp".
+    - `network`: "linear" (mean and decoder linear, posterior variance constant), "mlp", or for images "conv" and "residual".
     - `likelihood`: "bernoulli" (0/1 data), "gaussian", "continuous_bernoulli" (values in [0, 1]), "discretized_gaussian" or
       "discretized_logistic" (`levels` grey values j/(levels − 1), 256 by default).
     - `sigma`, of the Gaussian and the discretised ones: a fixed standard deviation > 0 (default 1), or how it is learned:
       "global", "optimal" (Gaussian only), "z" or "z_diag". `nbvae.likelihoods` describes them.
     - `hidden`: widths of the hidden layers from the data inwards, the decoder's reversed; by default (128,) for up to 256
-      inputs and (400, 400) above.
+      inputs and (400, 400) above. Of "conv" and "residual" the channels after each halving of the image, by default (32, 64)
+      and (64, 128, 256); with 32 latents on 28 × 28 these have 1.8 million weights.
 
     Raises `ValueError` with what is allowed for any other argument.
     """
@@ -54,7 +55,7 @@ class VAE(nn.Module):
         self.latent_dim = checks.whole("latent_dim", latent_dim)
         n = math.prod(self.shape)
         if hidden is None:
-            hidden = (128,) if n <= 256 else (400, 400)
+            hidden = networks.default_hidden(network, n)
         hidden = tuple(checks.whole("hidden", width) for width in hidden)
         self.pixels = likelihoods.make(likelihood, self.shape, sigma, levels)
         self.config = {
@@ -66,7 +67,7 @@ class VAE(nn.Module):
             "levels": None if levels is None else int(levels),
             "hidden": hidden,
         }
-        self._build(network, n, hidden)
+        self._build(network, hidden)
         self.register_buffer("prior_mean", torch.zeros(self.latent_dim), persistent=False)
         self.register_buffer("prior_std", torch.ones(self.latent_dim), persistent=False)
 
@@ -101,9 +102,9 @@ class VAE(nn.Module):
             "decoder_bias": state["decoder.0.bias"][:n],
         }
 
-    def _build(self, network: str, n: int, hidden: tuple[int, ...]) -> None:
-        self.encoder: nn.Module = networks.encoder(network, n, self.latent_dim, hidden)
-        self.decoder: nn.Module = networks.decoder(network, self.latent_dim, self.pixels.n_outputs, hidden[::-1])
+    def _build(self, network: str, hidden: tuple[int, ...]) -> None:
+        self.encoder: nn.Module = networks.encoder(network, self.shape, self.latent_dim, hidden)
+        self.decoder: nn.Module = networks.decoder(network, self.latent_dim, self.shape, self.pixels.n_outputs, hidden)
 
     def _flat(self, x: Tensor) -> Tensor:
         if x.shape[-len(self.shape) :] != self.shape or x.dim() == len(self.shape):
@@ -136,9 +137,10 @@ class MultiBetaVAE(VAE):
     Arguments are those of `VAE`, and
 
     - `beta_range`: the smallest and the largest β, 0 < low < high;
-    - `conditioning` of an "mlp": "film", scale and shift of every layer as functions of log β and a posterior log-variance
-      −softplus(−(v + log β)), a smooth form of the linear optimum's min(0, log s/λ); or "gates", those of the Multi-Rate VAE
-      (Bae et al. 2023). A "linear" network responds to β as the linear VAE's optimum does at fixed σ (`nn.WaterLevel`).
+    - `conditioning`: "film", scale and shift of every layer (of every channel) as functions of log β, and a posterior
+      log-variance −softplus(−(v + log β)), a smooth form of the linear optimum's min(0, log s/λ); or "gates", those of the
+      Multi-Rate VAE (Bae et al. 2023). A "linear" network responds to β as the linear VAE's optimum does at fixed σ
+      (`nn.WaterLevel`), whatever is given here.
 
     `at(beta)` is a VAE for one β. `sigma="optimal"` is refused, as the best σ depends on β: fix it in training, and calibrate
     what `at` returns.
@@ -166,14 +168,13 @@ class MultiBetaVAE(VAE):
         super().__init__(shape, latent_dim, network, likelihood, sigma=sigma, levels=levels, hidden=hidden)
         self.config |= {"beta_range": self.beta_range, "conditioning": conditioning}
 
-    def _build(self, network: str, n: int, hidden: tuple[int, ...]) -> None:
-        checks.choice("network", network, networks.NETWORKS)
-        if network == "linear":
+    def _build(self, network: str, hidden: tuple[int, ...]) -> None:
+        if checks.choice("network", network, networks.NETWORKS) == "linear":
             self.response: nn.Module = networks.WaterLevel(self.latent_dim, self.beta_range[1])
-            self.encoder, self.decoder = nn.Linear(n, self.latent_dim), nn.Linear(self.latent_dim, self.pixels.n_outputs)
+            self.encoder = nn.Linear(math.prod(self.shape), self.latent_dim)
+            self.decoder = nn.Linear(self.latent_dim, self.pixels.n_outputs)
         else:
-            encoder = networks.ConditionedMLP(n, 2 * self.latent_dim, hidden)
-            decoder = networks.ConditionedMLP(self.latent_dim, self.pixels.n_outputs, hidden[::-1])
+            encoder, decoder = networks.conditioned(network, self.shape, self.latent_dim, self.pixels.n_outputs, hidden)
             self.response = networks.Conditioning(self.conditioning, self.beta_range, encoder.widths, decoder.widths)
             self.encoder, self.decoder = encoder, decoder
 

@@ -1,11 +1,13 @@
 """Networks: tensor to tensor, no probability.
 
-Every network acts on the last dimension and leaves the leading ones alone, so `(batch, d)` and `(models, batch, d)` both work.
+Every network acts on the last dimension and leaves the leading ones alone, so `(batch, d)` and `(models, batch, d)` both work;
+those that convolve make images of it inside.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 
 from nbvae import checks
 
-NETWORKS = ("linear", "mlp")
+# Residual blocks in the encoder, and in the decoder, of those that convolve.
+BLOCKS = {"conv": 0, "residual": 2}
+NETWORKS = ("linear", "mlp", *BLOCKS)
 CONDITIONINGS = ("film", "gates")
 
 
@@ -33,12 +37,12 @@ class LinearEncoder(nn.Module):
         return mean, self.log_variance.expand_as(mean)
 
 
-class MLPEncoder(nn.Module):
-    """Fully connected network with one output head for the mean and one for the log-variance, neither clamped."""
+class TwoHeads(nn.Module):
+    """A network whose output is the mean and, behind it, the log-variance, neither clamped."""
 
-    def __init__(self, n_in: int, latent_dim: int, hidden: Sequence[int]):
+    def __init__(self, body: nn.Module):
         super().__init__()
-        self.body = mlp(n_in, 2 * latent_dim, hidden)
+        self.body = body
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
         mean, log_variance = self.body(x).chunk(2, dim=-1)
@@ -54,16 +58,38 @@ def mlp(n_in: int, n_out: int, hidden: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def encoder(network: str, n_in: int, latent_dim: int, hidden: Sequence[int]) -> nn.Module:
-    """Network (*batch, n_in) -> mean and log-variance, each (*batch, latent_dim). `network` is one of `NETWORKS`."""
-    checks.choice("network", network, NETWORKS)
-    return LinearEncoder(n_in, latent_dim) if network == "linear" else MLPEncoder(n_in, latent_dim, hidden)
+def encoder(network: str, shape: Sequence[int], latent_dim: int, hidden: Sequence[int]) -> nn.Module:
+    """Network (*batch, n) -> mean and log-variance, each (*batch, latent_dim); n is the product of `shape`."""
+    if checks.choice("network", network, NETWORKS) == "linear":
+        return LinearEncoder(math.prod(shape), latent_dim)
+    return TwoHeads(
+        mlp(math.prod(shape), 2 * latent_dim, hidden)
+        if network == "mlp"
+        else ConvEncoder(shape, 2 * latent_dim, hidden, BLOCKS[network])
+    )
 
 
-def decoder(network: str, latent_dim: int, n_out: int, hidden: Sequence[int]) -> nn.Module:
-    """Network (*batch, latent_dim) -> (*batch, n_out). `network` is one of `NETWORKS`."""
-    checks.choice("network", network, NETWORKS)
-    return mlp(latent_dim, n_out, () if network == "linear" else hidden)
+def decoder(network: str, latent_dim: int, shape: Sequence[int], n_out: int, hidden: Sequence[int]) -> nn.Module:
+    """Network (*batch, latent_dim) -> (*batch, n_out). `hidden` is the encoder's, and reversed here."""
+    if checks.choice("network", network, NETWORKS) in BLOCKS:
+        return ConvDecoder(latent_dim, shape, n_out, hidden, BLOCKS[network])
+    return mlp(latent_dim, n_out, () if network == "linear" else hidden[::-1])
+
+
+def conditioned(
+    network: str, shape: Sequence[int], latent_dim: int, n_out: int, hidden: Sequence[int]
+) -> tuple["ConditionedMLP | ConvEncoder", "ConditionedMLP | ConvDecoder"]:
+    """Encoder (*batch, n) -> (*batch, 2 latent_dim) and decoder as above, both modulated by parts of a `Conditioning`."""
+    if network == "mlp":
+        return ConditionedMLP(math.prod(shape), 2 * latent_dim, hidden), ConditionedMLP(latent_dim, n_out, hidden[::-1])
+    blocks = BLOCKS[network]
+    return ConvEncoder(shape, 2 * latent_dim, hidden, blocks), ConvDecoder(latent_dim, shape, n_out, hidden, blocks)
+
+
+def default_hidden(network: str, n: int) -> tuple[int, ...]:
+    """Widths of an "mlp", channels of the others, for data of n dimensions."""
+    small, large = ((32, 64), (64, 128, 256)) if network in BLOCKS else ((128,), (400, 400))
+    return small if n <= 256 else large
 
 
 class WaterLevel(nn.Module):
@@ -141,16 +167,120 @@ class ConditionedMLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise([n_in, *self.widths]))
 
     def forward(self, x: Float[Tensor, "*batch n"], parts: Sequence[Tensor]) -> Float[Tensor, "*batch m"]:
-        film = len(parts) == 2 * len(self.layers)
+        modulate = _Modulation(parts, len(self.widths))
         for index, layer in enumerate(self.layers):
-            x = layer(x)
-            if film:
-                x = torch.addcmul(x + parts[2 * index + 1], x, parts[2 * index])
-            elif index < len(parts):
-                x = x * parts[index]
-            if index < len(self.layers) - 1:
-                x = x.relu()
+            x = modulate(layer(x if index == 0 else x.relu()))
         return x
+
+
+class ConvEncoder(nn.Module):
+    """Convolutions that halve an image's sides, residual blocks, and a linear layer; the parts of log β modulate channels.
+
+    `shape`: (channels, height, width) of the input; `channels`: after each halving, which rounds up.
+    """
+
+    def __init__(self, shape: Sequence[int], n_out: int, channels: Sequence[int], blocks: int):
+        super().__init__()
+        self.shape = tuple(shape)
+        sides = _halved(shape, channels)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise([shape[0], *channels]))
+        self.blocks = nn.ModuleList(ResidualBlock(channels[-1]) for _ in range(blocks))
+        self.head = nn.Linear(channels[-1] * math.prod(sides[-1]), n_out)
+        self.widths = (*channels, *_widths(self.blocks), n_out)
+
+    def forward(self, x: Float[Tensor, "*batch n"], parts: Sequence[Tensor] = ()) -> Float[Tensor, "*batch m"]:
+        leading = x.shape[:-1]
+        modulate = _Modulation(parts, len(self.widths), leading)
+        images = x.reshape(-1, *self.shape)
+        for index, layer in enumerate(self.down):
+            images = modulate(layer(images if index == 0 else images.relu()))
+        for block in self.blocks:
+            images = block(images, modulate)
+        return modulate(self.head(images.relu().flatten(1))).reshape(*leading, -1)
+
+
+class ConvDecoder(nn.Module):
+    """`ConvEncoder` reversed: a linear layer, residual blocks, and transposed convolutions that double the sides again."""
+
+    def __init__(self, latent_dim: int, shape: Sequence[int], n_out: int, channels: Sequence[int], blocks: int):
+        super().__init__()
+        images, rest = divmod(n_out, math.prod(shape))
+        if rest:
+            raise ValueError("a network that convolves makes images: sigma='z' needs network='mlp' or 'linear'")
+        channels, sides = tuple(channels)[::-1], _halved(shape, channels)[::-1]
+        self.small = (channels[0], *sides[0])
+        self.stem = nn.Linear(latent_dim, math.prod(self.small))
+        self.blocks = nn.ModuleList(ResidualBlock(channels[0]) for _ in range(blocks))
+        self.up = nn.ModuleList()
+        for a, b, before, after in zip(channels, [*channels[1:], images * shape[0]], sides[:-1], sides[1:], strict=True):
+            # Doubling gives 2h − 1; added is what halving rounded away.
+            added = after[0] - 2 * before[0] + 1, after[1] - 2 * before[1] + 1
+            self.up.append(nn.ConvTranspose2d(a, b, 3, 2, 1, output_padding=added))
+        self.widths = (channels[0], *_widths(self.blocks), *channels[1:], images * shape[0])
+
+    def forward(self, z: Float[Tensor, "*batch k"], parts: Sequence[Tensor] = ()) -> Float[Tensor, "*batch m"]:
+        leading = z.shape[:-1]
+        modulate = _Modulation(parts, len(self.widths), leading)
+        images = modulate(self.stem(z.reshape(-1, z.shape[-1])).unflatten(-1, self.small))
+        for block in self.blocks:
+            images = block(images, modulate)
+        for layer in self.up:
+            images = modulate(layer(images.relu()))
+        return images.reshape(*leading, -1)
+
+
+class ResidualBlock(nn.Module):
+    """x plus a 3 × 3 convolution of x to a quarter of its channels and a 1 × 1 one back, ReLU before each."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        narrow = max(1, channels // 4)
+        self.inward, self.outward = nn.Conv2d(channels, narrow, 3, padding=1), nn.Conv2d(narrow, channels, 1)
+        self.widths = (narrow, channels)
+
+    def forward(self, x: Tensor, modulate: Callable[[Tensor], Tensor]) -> Tensor:
+        return x + modulate(self.outward(modulate(self.inward(x.relu())).relu()))
+
+
+class _Modulation:
+    """Called with what each layer of a network gave, in order: scales and shifts it, or gates it, by the layer's parts.
+
+    `leading` flattens parts (*leading, width) of a network that makes images: (images, width, 1, 1) for its channels.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], layers: int, leading: Sequence[int] | None = None):
+        self.film = len(parts) == 2 * layers
+        self.leading = leading
+        self.parts = iter(parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        part = self._next(x)
+        if part is None:
+            return x
+        if not self.film:
+            return x * part
+        shift = self._next(x)
+        return torch.addcmul(x + shift, x, part)
+
+    def _next(self, x: Tensor) -> Any:
+        part = next(self.parts, None)
+        if part is None or self.leading is None:
+            return part
+        part = part.expand(*self.leading, -1).reshape(-1, part.shape[-1])
+        return part[..., None, None] if x.dim() == 4 else part
+
+
+def _halved(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int]]:
+    """The sides of an image, and after each halving."""
+    if len(shape) != 3:
+        raise ValueError(f"a network that convolves needs images (channels, height, width); these data have {tuple(shape)}")
+    if not channels:
+        raise ValueError("hidden must name the channels after each halving of an image, such as (32, 64)")
+    return [(-(-shape[1] // 2**level), -(-shape[2] // 2**level)) for level in range(len(channels) + 1)]
+
+
+def _widths(blocks: Any) -> list[int]:
+    return [width for block in blocks for width in block.widths]
 
 
 def _root_gate(x: Tensor) -> Tensor:
