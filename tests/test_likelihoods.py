@@ -424,8 +424,8 @@ def test_the_log_mse_score_of_an_exact_example_is_that_of_the_gaussian_on_the_fl
     value = score(model, torch.tensor([[0.3, 0.6], [0.3, 0.6 + 2e-3]], dtype=torch.float64))
     assert value[0].item() == pytest.approx(least)
     near = torch.tensor([[0.3, 0.6 + 5e-4]], dtype=torch.float64, requires_grad=True)
-    gaussian = likelihoods.make("gaussian", (2,), likelihoods.FLOOR).double()(torch.tensor([0.3, 0.6], dtype=torch.float64))
-    gaussian.base_dist.scale = torch.tensor(likelihoods.FLOOR, dtype=torch.float64)
+    at_floor = torch.distributions.Normal(torch.tensor([0.3, 0.6], dtype=torch.float64), likelihoods.FLOOR)
+    gaussian = torch.distributions.Independent(at_floor, 1)
     assert score(model, near).item() == pytest.approx(-gaussian.log_prob(near).item(), rel=1e-9)
     loss = objectives.LogMSE()(model, near).terms.distortion
     slopes = [torch.autograd.grad(of.sum(), near)[0] for of in (loss, -gaussian.log_prob(near))]
@@ -521,3 +521,22 @@ def test_what_cannot_be_calibrated_discretized_or_weighed_is_refused():
     one_line(lambda: objectives.LogMSE()(models.VAE((3,), likelihood="continuous_bernoulli"), x), "gaussian decoders")
     for beta in (0, -1.0, math.nan, "1"):
         one_line(lambda beta=beta: objectives.LogMSE(beta=beta), "beta must be a finite number > 0")
+
+
+@pytest.mark.parametrize("sigma", [0.3, *likelihoods.SIGMAS])
+def test_the_gaussian_is_that_of_torch_in_value_and_gradient(sigma):
+    gaussian = likelihoods.make("gaussian", (1, 3, 2), sigma).double()
+    output = torch.randn(4, 5, gaussian.n_outputs, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(5, 1, 3, 2, dtype=torch.float64)
+    ours = gaussian(output)
+    theirs = torch.distributions.Independent(torch.distributions.Normal(ours.base_dist.loc, ours.base_dist.scale), 3)
+    torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x))
+    wanted = [output, *gaussian.parameters()]
+    for found, expected in zip(
+        torch.autograd.grad(ours.log_prob(x).sum(), wanted, retain_graph=True),
+        torch.autograd.grad(theirs.log_prob(x).sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+    wider = ours.expand((2, 4, 5))
+    torch.testing.assert_close(wider.log_prob(x), ours.log_prob(x).expand(2, 4, 5))
