@@ -195,7 +195,7 @@ def decompose(
     else:
         log_q, log_q_rest = aggregate.leave_one_out(flat, mean, std, own.to(flat.device).repeat(n_samples))
     singles = torch.stack([aggregate.log_density(flat[:, [d]], mean[:, [d]], std[:, [d]]) for d in range(k)], -1)
-    log_p = double(torch.distributions.Normal(*aggregate.gaussian(prior), validate_args=False).log_prob(flat))
+    log_p = torch.distributions.Normal(*map(double, aggregate.gaussian(prior)), validate_args=False).log_prob(flat)
     own_singles = columns["log_own"].flatten(0, 1)
     log_own = own_singles.sum(-1)
     values = {
@@ -247,12 +247,14 @@ def _draws(model: objectives.Model, x: Tensor, n_samples: int) -> tuple[Float[Te
     for part in x.split(max(1, _CHUNK // x[0].numel())):
         part = part.to(prior.mean)
         posterior = model.posterior(part)
-        z = posterior.sample((n_samples,))
+        mean, std = (double(each) for each in aggregate.gaussian(posterior))
+        noise = torch.randn((n_samples, *mean.shape), dtype=part.dtype, device=part.device)
+        # In float64: a float32 z misses its own posterior where that is narrower than the rounding of its mean.
+        z = mean + std * double(noise)
         codes.append(z)
-        columns["distortion"].append(torch.stack([-model.likelihood(one).log_prob(part) for one in z]))
+        columns["distortion"].append(torch.stack([-model.likelihood(one.to(part)).log_prob(part) for one in z]))
         columns["rate"].append(torch.distributions.kl_divergence(posterior, prior).expand(z.shape[:-1]))
-        own = torch.distributions.Normal(*aggregate.gaussian(posterior), validate_args=False)
-        columns["log_own"].append(own.log_prob(z))
+        columns["log_own"].append(torch.distributions.Normal(mean, std, validate_args=False).log_prob(z))
     return torch.cat(codes, 1), {name: double(torch.cat(parts, 1)) for name, parts in columns.items()}
 
 

@@ -233,6 +233,6 @@ def seeded(seed: int, place: torch.device | str = "cpu") -> Iterator[None]:
     place = torch.device(place)
     devices = [place] if place.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        # torch.manual_seed also notes a call for each absent accelerator, with a stack trace: a millisecond, thousands of times.
+        # torch.manual_seed notes a call for each absent accelerator too, with a stack trace: a millisecond each time.
         (torch.default_generator.manual_seed if place.type == "cpu" else torch.manual_seed)(seed)
         yield

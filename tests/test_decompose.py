@@ -413,6 +413,26 @@ def test_stream_model_and_parts(monkeypatch):
         assert getattr(parts, name) == pytest.approx(getattr(a, name), abs=4 * math.sqrt(2 * 2 * 3 / 1000)), name
 
 
+def test_a_posterior_narrower_than_the_rounding_of_its_mean_is_still_measured():
+    """q(z|x) = N(μ, σ²) with σ = 1e-8 in float32 models: ② + KL(q(z) ‖ p) must add up to the exact rate."""
+
+    class Narrow:
+        def posterior(self, x):
+            return torch.distributions.Independent(torch.distributions.Normal(x, torch.full_like(x, 1e-8)), 1)
+
+        def likelihood(self, z):
+            return torch.distributions.Independent(torch.distributions.Normal(z, 1.0), 1)
+
+        def prior(self):
+            return torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
+
+    x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    found = estimators.decompose(Narrow(), x, n_samples=20)
+    assert found.rate > 30
+    assert found.mutual_information == pytest.approx(found.log_n, abs=0.01)
+    assert found.mutual_information + found.marginal_kl == pytest.approx(found.rate, abs=0.05)
+
+
 # ---------------------------------------------------------------- bounds on trained models
 
 
