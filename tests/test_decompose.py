@@ -443,6 +443,7 @@ def test_bounds_on_every_trained_row(source, name):
     discrete = source == "digits"
     reference = dataset.train[:1500]
     sigma = None if discrete else 0.3 * reference.std().item()
+    torch.manual_seed(0)
     model = models.VAE(dataset.shape, 4, likelihood="bernoulli" if discrete else "gaussian", sigma=sigma)
     objective = objectives.Capacity(gamma=5.0) if name == "capacity" else objectives.TABLE[name]()
     config = training.TrainConfig(epochs=4, batch_size=50, lr=1e-2 if discrete else 3e-3)
