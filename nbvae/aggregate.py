@@ -228,6 +228,36 @@ def _log_sum(z: Tensor, mean: Tensor, std: Tensor, own: Tensor | None) -> tuple[
     centre = mean.mean(0)
     mean, z = mean - centre, z - centre  # cancellation grows with the distance from the origin
     constant = -0.5 * math.log(2 * math.pi) * mean.shape[1] - std.log().sum(1)
+    alone = torch.empty(len(z), dtype=torch.float64, device=z.device)
+    if own is not None:
+        alone = constant[own] - 0.5 * ((z - mean[own]) / std[own]).square().sum(1)
+    # Components so narrow that the products below round away their densities even in float64.
+    narrow = 10.0 * torch.finfo(torch.float64).eps * (mean / std).square().sum(1) > _TOLERANCE
+    if not narrow.any():
+        return _products(z, mean, std, constant, own), alone
+    total = torch.full_like(alone, -math.inf)
+    for chosen, log_sum in ((narrow, _differences), (~narrow, _products)):
+        if chosen.any():
+            place = None if own is None else torch.where(chosen[own], chosen.cumsum(0)[own] - 1, -1)
+            total = torch.logaddexp(total, log_sum(z, mean[chosen], std[chosen], constant[chosen], place))
+    return total, alone
+
+
+def _differences(z: Tensor, mean: Tensor, std: Tensor, constant: Tensor, own: Tensor | None) -> Float[Tensor, " m"]:
+    """The first of `_log_sum` from z − μ of each pair: slow, and exact whatever σ is. own = −1 leaves nothing out."""
+    rows, result = max(1, _BLOCK // mean.numel()), []
+    for top in range(0, len(z), rows):
+        terms = constant - 0.5 * ((z[top : top + rows, None] - mean) / std).square().sum(-1)
+        if own is not None:
+            here = own[top : top + rows]
+            inside = (here >= 0).nonzero().flatten()
+            terms[inside, here[inside]] = -math.inf
+        result.append(terms.logsumexp(1))
+    return torch.cat(result)
+
+
+def _products(z: Tensor, mean: Tensor, std: Tensor, constant: Tensor, own: Tensor | None) -> Float[Tensor, " m"]:
+    """The first of `_log_sum` from matrix products, in float32 where its rounding does no harm."""
     # Log-density = z² · a + z · b + c. In float32 its rounding error was never above 4.3 machine precisions times
     # Σ_d (|z_d| + |μ_d|)²/2σ_d², which for the components that matter to z_j is at most (2√P + √Q_j)²/2, where
     # P = max_i Σ_d μ²/σ² and Q_j bounds their Σ_d (z − μ)²/σ² (Minkowski).
@@ -235,20 +265,16 @@ def _log_sum(z: Tensor, mean: Tensor, std: Tensor, own: Tensor | None) -> tuple[
     bias = constant - 0.5 * (mean / std).square().sum(1)
     features = torch.cat([z**2, z], 1)
     spread = (mean / std).square().sum(1).max()
-    alone = torch.empty(len(z), dtype=torch.float64, device=z.device)
-    if own is not None:
-        alone = constant[own] - 0.5 * ((z - mean[own]) / std[own]).square().sum(1)
-
     unit = 5.0 * torch.finfo(torch.float32).eps
     if unit * 2 * spread > _TOLERANCE:
-        return _blocks(features, factors, bias, own), alone
+        return _blocks(features, factors, bias, own)
     total = _blocks(features.float(), factors.float(), bias.float(), own)
     # A term below the largest by log N + 10 adds less than e^−10 of it.
     deepest = (2 * (constant.max() - total + math.log(len(mean)) + 10)).clamp(min=0).nan_to_num(nan=math.inf, posinf=math.inf)
     doubtful = (unit * 0.5 * (2 * spread.sqrt() + deepest.sqrt()) ** 2 > _TOLERANCE).nonzero().flatten()
     if len(doubtful):
         total[doubtful] = _blocks(features[doubtful], factors, bias, None if own is None else own[doubtful])
-    return total, alone
+    return total
 
 
 def _blocks(features: Tensor, factors: Tensor, bias: Tensor, own: Tensor | None) -> Tensor:
