@@ -203,30 +203,44 @@ class MultiBetaVAE(VAE):
             return self.decoder(condition.encoder * z)
         return self.decoder(z, condition.decoder)
 
-    def posterior(self, x: Float[Tensor, "*batch"], beta: Any) -> distributions.Independent:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def posterior(self, x: Float[Tensor, "*batch"], beta: Any = None) -> distributions.Independent:
         """q(z|x, β) for x (*batch, *shape) at a number β in `beta_range`, or at one for each example (batch,)."""
-        return self.encode(x, self.condition(self.log_beta(beta)))
+        return self.encode(x, self.condition(self.log_beta(beta, x.shape[: -len(self.shape)])))
 
-    def likelihood(self, z: Float[Tensor, "*batch k"], beta: Any) -> distributions.Independent:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def likelihood(self, z: Float[Tensor, "*batch k"], beta: Any = None) -> distributions.Independent:
         """p(x|z, β) for z (*batch, latent_dim) at a number β in `beta_range`, or at one for each example (batch,)."""
-        return self.decode(z, self.condition(self.log_beta(beta)))
+        return self.decode(z, self.condition(self.log_beta(beta, z.shape[:-1])))
 
     def at(self, beta: float) -> "AtBeta":
-        """A plain VAE of one β, for every estimator and sampler. Networks are shared; a fixed or global σ is a copy."""
-        if isinstance(beta, Tensor) and beta.dim():
-            raise ValueError(f"at() takes one beta, got a tensor of shape {tuple(beta.shape)}")
+        """A plain VAE of one β, for every estimator and sampler.
+
+        Networks are shared, a fixed or global σ is a copy of what it is now, which `calibration.calibrate` may change: make
+        views after training and after moving the model.
+        """
+        if isinstance(beta, bool | str) or np.ndim(getattr(beta, "detach", lambda: beta)()):
+            raise ValueError(f"at() takes one beta, a number; got {beta!r}")
         self.log_beta(beta)
         return AtBeta(self, float(beta))
 
-    def log_beta(self, beta: Any) -> Float[Tensor, "*some 1"]:
+    def log_beta(self, beta: Any, batch: Sequence[int] = ()) -> Float[Tensor, "*some 1"]:
         """log β (1,) of a number, (batch, 1) of a tensor (batch,). `ValueError` outside `beta_range`, with the range."""
+        if beta is None:
+            raise ValueError("a model of many β needs one: pass model.at(beta) in its place, or beta to its methods")
         low, high = self.beta_range
-        value = torch.as_tensor(beta, dtype=self.prior_mean.dtype, device=self.prior_mean.device)
+        try:
+            value = torch.as_tensor(beta, dtype=self.prior_mean.dtype, device=self.prior_mean.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"beta must be a number or one for each example, got {beta!r}") from None
+        if value.dim() > 1 or (value.dim() and value.shape != tuple(batch[-1:])):
+            raise ValueError(
+                f"beta must be a number or one for each example, {tuple(batch[-1:])}; got the shape {tuple(value.shape)}"
+            )
         # A float32 of the range's end may be a rounding error beyond it.
         if not ((value >= low * (1 - 1e-6)) & (value <= high * (1 + 1e-6))).all():
-            given = f"{beta:g}" if isinstance(beta, int | float) else f"{value.min().item():g} to {value.max().item():g}"
+            ends = [f"{end.item():g}" for end in (value.min(), value.max())]
+            given = " to ".join(dict.fromkeys(ends))
             raise ValueError(f"beta must be in the range that the model was made for, {low:g} to {high:g}; got {given}")
-        return value.log().unsqueeze(-1)
+        return value.clamp(low, high).log().unsqueeze(-1)
 
     def linear_maps(self) -> dict[str, Float[np.ndarray, "..."]]:
         """`ValueError`: take those of one β, `at(beta).linear_maps()`."""
@@ -282,6 +296,8 @@ class Discretized:
     def __init__(self, model: VAE, levels: int = 256):
         if type(getattr(model, "pixels", None)) is not likelihoods.Gaussian:
             raise ValueError("only a model with a gaussian likelihood can be discretized")
+        if hasattr(model, "at"):
+            raise ValueError("a model of many β has a likelihood at one β only: Discretized(model.at(beta))")
         self.model, self.levels = model, levels
         self.posterior, self.prior = model.posterior, model.prior
         self._bins = likelihoods.DiscretizedGaussian(model.shape, levels=levels)

@@ -128,10 +128,10 @@ class BetaFeatures(nn.Module):
 class Conditioning(nn.Module):
     """Functions of log β that modulate the layers of an encoder and a decoder `ConditionedMLP`, in one matrix product.
 
-    - "film": the outputs y of every layer become y (1 + a) + b, with a and b linear in `BetaFeatures` (Perez et al. 2018). Both
-      start at nothing: at first the networks are ordinary ones at every β, and no unit is dead for all.
+    - "film": the outputs y of every layer become ay + b, with a and b linear in `BetaFeatures` (Perez et al. 2018). They start
+      at 1 and 0: at first the networks are ordinary ones at every β, and no unit is dead for all.
     - "gates": those of every hidden layer are multiplied by a function of w log β + v, a sigmoid in the encoder and √(1 − eˣ)₊
-      in the decoder: the Multi-Rate VAE (Bae et al. 2023), to compare with.
+      in the decoder: the Multi-Rate VAE (Bae et al. 2023) with log β as it is, to compare with.
     """
 
     def __init__(self, kind: str, beta_range: tuple[float, float], encoder: Sequence[int], decoder: Sequence[int]):
@@ -147,7 +147,9 @@ class Conditioning(nn.Module):
         self.modulation = nn.Linear(features.size if features else 1, sum(self.sizes))
         if self.film:
             nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
+            with torch.no_grad():
+                for index, part in enumerate(self.modulation.bias.split(self.sizes)):
+                    part.fill_(1.0 - index % 2)
 
     def forward(self, log_beta: Float[Tensor, "*some 1"]) -> tuple[list[Tensor], list[Tensor]]:
         """Modulations (*some, width) of the encoder, and of the decoder."""
@@ -257,10 +259,7 @@ class _Modulation:
         part = self._next(x)
         if part is None:
             return x
-        if not self.film:
-            return x * part
-        shift = self._next(x)
-        return torch.addcmul(x + shift, x, part)
+        return torch.addcmul(self._next(x), x, part) if self.film else x * part
 
     def _next(self, x: Tensor) -> Any:
         part = next(self.parts, None)

@@ -106,9 +106,9 @@ class LogMSE:
 class MultiBeta:
     """E_β β^(−power) (D + βR) of a `models.MultiBetaVAE`, log β uniform over its range: the whole curve in one training.
 
-    Each example has its own β. The draws of a batch are stratified, one in each of `batch` equal parts of log β's range, which
-    leaves the average as it is and takes most of its noise away. D + βR is larger where β is, and so are its gradients;
-    β^(−power) evens them out. `power` >= 0; 0 is the weighting of the Multi-Rate VAE (Bae et al. 2023).
+    Each example has its own β. The draws of a batch are stratified, one in each of `batch` equal parts of log β's range, from
+    a random example on: each example's β is uniform, and most of the average's noise is gone. D + βR is larger where β is, and
+    so are its gradients; β^(−power) evens them out. `power` >= 0; 0 is the weighting of the Multi-Rate VAE (Bae et al. 2023).
     """
 
     power: float = 0.25
@@ -127,14 +127,18 @@ class MultiBeta:
         x = x.to(prior.mean)
         low, high = (math.log(beta) for beta in inner.beta_range)
         batch = x.shape[-1 - len(inner.shape)]
-        place = torch.arange(batch, dtype=x.dtype, device=x.device) + stacking.streams(model).uniform((batch,), x)
-        log_beta = low + place * ((high - low) / batch)
+        uniform = stacking.streams(model).uniform((batch + 1,), x)
+        first = (uniform[..., :1] * batch).floor()
+        part = (torch.arange(batch, dtype=x.dtype, device=x.device) + first) % batch
+        log_beta = low + (part + uniform[..., 1:]) * ((high - low) / batch)
         condition = model.condition(log_beta.unsqueeze(-1))
         posterior = model.encode(x, condition)
         distortion = -model.decode(posterior.rsample(), condition).log_prob(x)
         terms = Terms(distortion, distributions.kl_divergence(posterior, prior))
         loss = torch.addcmul(terms.distortion, log_beta.exp(), terms.rate)
-        return Loss(((-self.power * log_beta).exp() * loss).mean(-1), terms)
+        # Of a stack trained with several powers: (models, 1), beside the batch.
+        power = self.power.unsqueeze(-1) if isinstance(self.power, Tensor) else self.power
+        return Loss(((-power * log_beta).exp() * loss).mean(-1), terms)
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,10 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(recurse=False)
 
 
-def _architecture(module: nn.Module) -> list[tuple[str, str, list[tuple[str, torch.Size]]]]:
+def _architecture(module: nn.Module) -> list[tuple[Any, ...]]:
     return [
-        (name, type(part).__name__, [(key, tensor.shape) for key, tensor in _own_tensors(part)])
+        # A range of βs is no tensor, and the stack has the first member's.
+        (name, type(part).__name__, getattr(part, "beta_range", None), [(key, t.shape) for key, t in _own_tensors(part)])
         for name, part in module.named_modules()
     ]
 

@@ -168,7 +168,8 @@ def _by_beta(name: str) -> Callable[[float], Callable[..., objectives.Loss]]:
     checks.choice("objective", name, objectives.NAMED)
     kind = objectives.NAMED[name]
     if "beta" not in {field.name for field in fields(kind)}:
-        raise ValueError(f"objective={name!r} has no beta to sweep over")
+        hint = ": give betas=[1.0] and objective=lambda _: objectives.MultiBeta()" if kind is objectives.MultiBeta else ""
+        raise ValueError(f"objective={name!r} has no beta to sweep over{hint}")
     return lambda beta: kind(beta=beta)
 
 
