@@ -1,7 +1,13 @@
-"""What every chapter does first: refuse misspelt parameters, show errors in one line, draw figures as SVG."""
+"""What chapters need of a notebook: parameters checked, errors in one line, SVG figures, numbers for the text, a slider."""
 
 import ast
-from collections.abc import Sequence
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 
 def begin(cells: Sequence[str]) -> None:
@@ -46,6 +52,45 @@ def glue(name: str, value: object) -> None:
     data, metadata = format_display_data(value)
     metadata["scrapbook"] = {"name": name, "mime_prefix": prefix}
     display({prefix + kind: each for kind, each in data.items()}, raw=True, metadata=metadata)
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """What book/recorded/NAME.json keeps of a benchmark; `FileNotFoundError` outside a copy of the repository."""
+    path = Path(__file__).parents[1] / "book" / "recorded" / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: recorded results are part of the repository, not of the installed library")
+    return json.loads(path.read_text())
+
+
+def slider(frames: Mapping[str, Any], label: str, describe: str) -> Any:
+    """matplotlib figures under a slider that needs no kernel and no network; they are closed.
+
+    `frames`: the figure for each value of what `label` names; `describe`: what they show, for those who cannot see them.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import HTML
+
+    pictures = []
+    for value, figure in frames.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        plt.close(figure)
+        source = base64.b64encode(buffer.getvalue()).decode()
+        alt = html.escape(f"{describe} {label} = {value}.", quote=True)
+        hidden = " hidden" if pictures else ""
+        pictures.append(f'<img src="data:image/png;base64,{source}" alt="{alt}" style="max-width:100%"{hidden}>')
+    values = html.escape(json.dumps(list(frames)), quote=True)
+    move = (
+        "const f=this.closest('figure'),v=JSON.parse(this.dataset.values);"
+        "f.querySelectorAll('img').forEach((e,i)=>e.hidden=i!=this.value);"
+        "f.querySelector('output').value=v[this.value];this.setAttribute('aria-valuetext',v[this.value])"
+    )
+    first = html.escape(next(iter(frames)))
+    return HTML(
+        f'<figure style="margin:0"><label>{html.escape(label)} = <output>{first}</output><br>'
+        f'<input type="range" min="0" max="{len(frames) - 1}" value="0" style="width:min(100%,28em)" aria-valuetext="{first}" '
+        f'data-values="{values}" oninput="{html.escape(move, quote=True)}"></label>{"".join(pictures)}</figure>'
+    )
 
 
 def check_parameters(cells: Sequence[str]) -> None:

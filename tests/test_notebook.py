@@ -99,3 +99,26 @@ def test_glue_writes_what_myst_nb_reads(shell):
             written.append([(output.data, output.metadata) for output in shown.outputs])
     assert written[:2] == written[2:]
     assert written[0][0][0] == {"application/papermill.record/text/plain": "0.25"}
+
+
+def test_a_slider_shows_one_frame_at_a_time_without_a_network():
+    import matplotlib.pyplot as plt
+
+    figures = {value: plt.figure(figsize=(1, 1)) for value in ("0.1", "1", '<"10">')}
+    page = notebook.slider(figures, "β", "Digits at").data
+    assert not plt.get_fignums()
+    images = re.findall(r"<img [^>]*>", page)
+    assert [" hidden" in image for image in images] == [False, True, True]
+    assert 'alt="Digits at β = 0.1."' in images[0]
+    assert 'alt="Digits at β = &lt;&quot;10&quot;&gt;."' in images[2]
+    assert re.findall(r'min="0" max="2" value="0"', page)
+    assert page.count("<label>") == 1 == page.count("<output>0.1</output>")
+    assert "http" not in page
+    assert '<"10">' not in page
+
+
+def test_recorded_results_are_found_and_missing_ones_named():
+    assert notebook.recorded("multi_beta_digits")["budget"] == "digits"
+    with pytest.raises(FileNotFoundError, match=r"nosuch\.json is missing") as error:
+        notebook.recorded("nosuch")
+    assert "\n" not in str(error.value)
