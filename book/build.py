@@ -246,10 +246,10 @@ def write_manifest(notebooks: list[Notebook]) -> None:
     if records:
         lines += ["```{list-table} Run times", ":header-rows: 1", ""]
         rows = [("chapter", "seconds", "device", "commit")]
-        rows += [(name, str(run["seconds"]), run["device"] or "unknown", run["commit"]) for name, run in records.items()]
+        rows += [(_words(name), str(run["seconds"]), run["device"] or "unknown", run["commit"]) for name, run in records.items()]
         lines += [f"{'* -' if n == 0 else '  -'} {cell}" for row in rows for n, cell in enumerate(row)] + ["```", ""]
     for name, run in records.items():
-        lines += [f"## {name}", "", "```{list-table}", ":header-rows: 1", "", "* - parameter", "  - value"]
+        lines += [f"## {_words(name)}", "", "```{list-table}", ":header-rows: 1", "", "* - parameter", "  - value"]
         lines += [f"* - `{key}`\n  - `{value}`" for key, value in run["parameters"].items()] + ["```", ""]
         lines += [f"Data, SHA-256 of the arrays: `{run['data']}`.", ""] if run["data"] else []
     for system in sorted({(run["python"], run["system"], json.dumps(run["packages"])) for run in records.values()}):
@@ -259,6 +259,11 @@ def write_manifest(notebooks: list[Notebook]) -> None:
     executed = notebooks[0].root / "book" / "executed" if notebooks else Path("book/executed")
     replace_text(executed / "manifest.json", json.dumps(records, indent=1, ensure_ascii=False))
     replace_text(executed / f"{GENERATED}.md", "\n".join(lines))
+
+
+def _words(name: str) -> str:
+    """A chapter's name with spaces, where a phone may break it."""
+    return name.replace("_", " ")
 
 
 def execute_stale(notebooks: list[Notebook]) -> int:
