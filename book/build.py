@@ -246,7 +246,9 @@ def write_manifest(notebooks: list[Notebook]) -> None:
     if records:
         lines += ["```{list-table} Run times", ":header-rows: 1", ""]
         rows = [("chapter", "seconds", "device", "commit")]
-        rows += [(_words(name), str(run["seconds"]), run["device"] or "unknown", run["commit"]) for name, run in records.items()]
+        rows += [
+            (_words(name), str(run["seconds"]), run["device"] or "unknown", run["commit"]) for name, run in records.items()
+        ]
         lines += [f"{'* -' if n == 0 else '  -'} {cell}" for row in rows for n, cell in enumerate(row)] + ["```", ""]
     for name, run in records.items():
         lines += [f"## {_words(name)}", "", "```{list-table}", ":header-rows: 1", "", "* - parameter", "  - value"]
