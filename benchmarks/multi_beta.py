@@ -61,7 +61,9 @@ class Race:
         whole = data.load(self.plan["dataset"])
         some = whole.train[: self.plan["images"]]
         self.dataset = data.Dataset(whole.name, some, whole.validation, whole.test, binarize=whole.binarize)
-        self.shape: dict[str, Any] = {"shape": whole.shape} | {name: self.plan[name] for name in ("network", "latent_dim", "hidden")}
+        self.shape: dict[str, Any] = {"shape": whole.shape} | {
+            name: self.plan[name] for name in ("network", "latent_dim", "hidden")
+        }
         plan = json.loads(json.dumps(self.plan))
         self.known = json.loads(out.read_text()) if out.exists() else {"budget": budget, "plan": plan, "runs": {}}
         if self.known["plan"] != plan:
