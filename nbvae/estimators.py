@@ -99,8 +99,7 @@ def rd_curve(
     if not runs:
         raise ValueError("rd_curve needs at least one run")
     if betas is not None:
-        # A view of one β, or of grey levels, has a `model` too, whose curve is another one.
-        many = [getattr(run, "model", run) if hasattr(run, "objective") else run for run in runs]
+        many = [_model(run) for run in runs]
         if not all(hasattr(model, "at") for model in many):
             raise ValueError("betas are for a model with at(beta), as models.MultiBetaVAE; a run or view of one β has its own")
         if any(getattr(model, "config", None) != getattr(many[0], "config", None) for model in many):
@@ -112,8 +111,7 @@ def rd_curve(
     for run in runs:
         if not isinstance(getattr(getattr(run, "objective", None), "beta", None), Real):
             what = getattr(run, "objective", type(run).__name__)
-            several = hasattr(getattr(run, "model", run) if hasattr(run, "objective") else run, "at")
-            hint = "give betas=" if several else "evaluate(model, x) gives its point"
+            hint = "give betas=" if hasattr(_model(run), "at") else "evaluate(model, x) gives its point"
             raise ValueError(f"{what} has no β to order a curve by: {hint}")
     order = sorted(runs, key=lambda run: run.objective.beta)
     for beta, group in itertools.groupby(order, key=lambda run: run.objective.beta):
@@ -123,6 +121,11 @@ def rd_curve(
         measured = [evaluate(run.model, x, beta, n_samples, seed) for run in same]
         points.append(measured[0] if len(measured) == 1 else curves.RDPoint.mean_of(measured))
     return curves.RDCurve(points)
+
+
+def _model(run: Any) -> Any:
+    """A run's model. A view of one β, or of grey levels, has a `model` too, whose curve is another one: it is itself."""
+    return run.model if hasattr(run, "objective") and hasattr(run, "model") else run
 
 
 def empirical_entropy(x: Float[Tensor, "..."]) -> float:

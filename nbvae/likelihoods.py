@@ -186,7 +186,7 @@ class Gaussian(nn.Module):
 
 
 class _Normal(distributions.Normal):
-    """torch's, which expands σ to every pixel before it takes its logarithm and its square: a quarter of a training step."""
+    """torch's expands σ to every pixel before it takes its logarithm and its square: up to a sixth of a training step."""
 
     narrow: Tensor | None = None
 

@@ -394,21 +394,28 @@ def test_one_sigma_can_be_calibrated_after_training_and_is_kept(grey, sigma, tmp
     assert sigma2(training.load(run.save(tmp_path)).model) == pytest.approx(sigma2(run.model), rel=1e-7)
 
 
-def test_a_diverged_run_keeps_the_sigma_of_its_last_good_epoch():
-    """Epoch 1 meets an example of 1e30: the weights go back to the end of epoch 0, and σ, which saw it, with them."""
-    x = torch.randn(60, 6)
+def spoilt(x, call):
+    """A data set whose draw number `call`, from 1, is 1e30 everywhere."""
 
     class Spoilt(data.Dataset):
         calls = 0
 
         def draw(self, x, generator=None):
             Spoilt.calls += 1
-            return torch.full_like(x, 1e30) if Spoilt.calls == 6 else x  # one check, four batches; then the second epoch
+            return torch.full_like(x, 1e30) if Spoilt.calls == call else x
+
+    return Spoilt("spoilt", x, x, x)
+
+
+def test_a_diverged_run_keeps_the_sigma_of_its_last_good_epoch():
+    """Epoch 1 meets an example of 1e30: the weights go back to the end of epoch 0, and σ, which saw it, with them."""
+    x = torch.randn(60, 6)
 
     model = seeded(lambda: models.VAE((6,), 2, "linear", "gaussian", sigma="optimal"))
     config = training.TrainConfig(epochs=3, batch_size=15)
+    # One check and four batches come before the second epoch.
     with pytest.raises(training.Diverged) as error:
-        training.fit(model, Spoilt("spoilt", x, x, x), objectives.VAE(), config)
+        training.fit(model, spoilt(x, 6), objectives.VAE(), config)
     [run] = error.value.runs
     assert len(run.history["loss"]) == 1
     assert 0.5 < sigma2(model) < 2
@@ -453,13 +460,6 @@ def test_a_diverged_run_puts_batch_statistics_back_too():
     """As above, by a module of one's own: what BatchNorm saw of the example of 1e30 is undone."""
     x = torch.randn(60, 6)
 
-    class Spoilt(data.Dataset):
-        calls = 0
-
-        def draw(self, x, generator=None):
-            Spoilt.calls += 1
-            return torch.full_like(x, 1e30) if Spoilt.calls == 5 else x  # four batches; then the second epoch
-
     class Own(OnesOwn):
         def __init__(self):
             super().__init__()
@@ -471,8 +471,9 @@ def test_a_diverged_run_puts_batch_statistics_back_too():
             )
 
     model = seeded(Own)
+    # Four batches come before the second epoch.
     with pytest.raises(training.Diverged):
-        training.fit(model, Spoilt("spoilt", x, x, x), objectives.VAE(), training.TrainConfig(epochs=3, batch_size=15))
+        training.fit(model, spoilt(x, 5), objectives.VAE(), training.TrainConfig(epochs=3, batch_size=15))
     assert model.norm.num_batches_tracked == 4
     assert model.norm.running_mean.abs().max() < 10
     assert all(value.isfinite().all() for value in model.state_dict().values())
