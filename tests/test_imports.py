@@ -26,6 +26,7 @@ ROWS = [
     "runs",
     "training",
     "samplers",
+    "features",
     "metrics",
     "plotting",
     "notebook",

@@ -1,0 +1,262 @@
+"""Distances between sets of images, by features (N, d) of them, and the alignment of two models' latents.
+
+A distance depends on the number of samples, which is part of each result: compare at equal `n` only. Intervals cover 95 % of
+what other samples of the same sizes would give; the features' own training is not part of them.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from nbvae import checks
+from nbvae.features import Classifier, classifier, inception
+from nbvae.stacking import double
+
+__all__ = [
+    "Alignment",
+    "Classifier",
+    "Coverage",
+    "Measured",
+    "alignment",
+    "classifier",
+    "coverage",
+    "frechet_distance",
+    "frechet_gaussians",
+    "inception",
+    "kernel_distance",
+]
+
+# Pairs of samples per block.
+_BLOCK = 1 << 22
+
+
+class Measured(NamedTuple):
+    """A value, the ends of its 95 % interval (nan without a bootstrap) and the number of samples, of the smaller set."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        interval = "" if math.isnan(self.low) else f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g}{interval}, n = {self.n}"
+
+
+class Coverage(NamedTuple):
+    """Shares of samples within nearest-neighbour balls, each with its interval; density may exceed 1."""
+
+    precision: Measured
+    recall: Measured
+    density: Measured
+    coverage: Measured
+
+
+class Alignment(NamedTuple):
+    """How well latents of two models agree, 0 to 1; `channels` (k,) and `partner` (k,) are nan and −1 where a latent is
+    inactive.
+
+    All are means over the `active` latents: the number of those that are active in the model that has fewer.
+
+    - `by_channel`: |correlation| of latent i with latent i, zero where only one of them is active;
+    - `matched`: the same after the permutation of latents that makes it largest (signs are free);
+    - `cca`: the mean canonical correlation, up to any invertible linear map;
+    - `cka`: linear centred kernel alignment, up to rotation and one scale (Kornblith et al. 2019).
+    """
+
+    by_channel: float
+    matched: float
+    cca: float
+    cka: float
+    active: int
+    channels: Float[Tensor, " k"]
+    partner: Int64[Tensor, " k"]
+
+
+def frechet_gaussians(
+    mean_a: Float[Tensor, " d"], cov_a: Float[Tensor, "d d"], mean_b: Float[Tensor, " d"], cov_b: Float[Tensor, "d d"]
+) -> float:
+    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2(Σ_a Σ_b)^½), the squared 2-Wasserstein distance of two Gaussians (Dowson & Landau 1982).
+
+    tr(Σ_a Σ_b)^½ is the sum of singular values of Σ_a^½ Σ_b^½: no root of a product that need not be symmetric.
+    """
+    mean_a, mean_b, cov_a, cov_b = map(double, (mean_a, mean_b, cov_a, cov_b))
+    shared = torch.linalg.svdvals(_root(cov_a) @ _root(cov_b)).sum()
+    return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * shared).clamp(min=0).item()
+
+
+def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], n_bootstrap: int = 0, seed: int = 0) -> Measured:
+    """`frechet_gaussians` of the means and covariances (with n − 1) of features a (N, d) and b (M, d) (Heusel et al. 2017).
+
+    Biased upwards, by about 1/n. The interval is that of `n_bootstrap` resamplings of both sets, moved so that their mean is
+    the value, since resampling adds a bias of its own. `ValueError` for d samples or fewer, whose covariance is singular.
+    """
+    a, b = _features(a, b)
+    for name, x in (("a", a), ("b", b)):
+        if len(x) <= x.shape[1]:
+            raise ValueError(f"{name} has {len(x)} samples of {x.shape[1]} features: at least {x.shape[1] + 1} are needed")
+    centre = a.mean(0)  # moments are sums of squares: near the origin they cancel less
+    a, b = a - centre, b - centre
+    weights = _resamplings((len(a), len(b)), n_bootstrap, seed)
+    return _interval(lambda w, v: frechet_gaussians(*_moments(a, w), *_moments(b, v)), weights, (len(a), len(b)))
+
+
+def kernel_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], n_bootstrap: int = 0, seed: int = 0) -> Measured:
+    """Unbiased squared MMD of features a (N, d) and b (M, d) with the kernel (x·y/d + 1)³ (Bińkowski et al. 2018).
+
+    Its mean over draws from one distribution is zero, so it may be negative. The interval is that of `n_bootstrap`
+    resamplings of both sets in which no sample is compared with itself, moved as that of `frechet_distance`.
+    """
+    a, b = _features(a, b)
+    weights = _resamplings((len(a), len(b)), n_bootstrap, seed)
+    w, v = (torch.stack(each) for each in zip(*weights, strict=True))
+    within = [_quadratic(x, x, u, u, True) for x, u in ((a, w), (b, v))]
+    every = within[0] + within[1] - 2 * _quadratic(a, b, w, v, False)
+    return _shifted(every.tolist(), min(len(a), len(b)))
+
+
+def coverage(
+    real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], k: int = 5, n_bootstrap: int = 0, seed: int = 0
+) -> Coverage:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020), of features (N, d) and (M, d).
+
+    A ball reaches from a sample to its k-th nearest neighbour in its own set. Precision: the share of fakes in some real's
+    ball; recall: of reals in some fake's; density: the mean number of reals' balls around a fake, over k; coverage: the share
+    of reals with a fake in their ball. Intervals resample the samples that are judged, not those with the balls.
+    """
+    real, fake = _features(real, fake)
+    k = checks.whole("k", k)
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"k = {k} neighbours need at least {k + 1} samples in each set, got {len(real)} and {len(fake)}")
+    radius_real, radius_fake = (torch.cat([part.kthvalue(k + 1).values for part in _apart(x, x)]) for x in (real, fake))
+    in_real = [part <= radius_real for part in _apart(fake, real)]
+    in_fake = [((part <= radius_fake).any(1), part.amin(1)) for part in _apart(real, fake)]
+    inside, nearest = (torch.cat(each) for each in zip(*in_fake, strict=True))
+    judged = {
+        "precision": torch.cat([part.any(1) for part in in_real]),
+        "recall": inside,
+        "density": torch.cat([part.sum(1) / k for part in in_real]),
+        "coverage": nearest <= radius_real,
+    }
+    n = min(len(real), len(fake))
+    results = {}
+    for name, each in judged.items():
+        weights = torch.stack([w for (w,) in _resamplings((len(each),), n_bootstrap, seed)])
+        results[name] = _shifted((weights @ each.double() / len(each)).tolist(), n)
+    return Coverage(**results)
+
+
+def alignment(means_a: Float[Tensor, "n k"], means_b: Float[Tensor, "n k"], threshold: float = 0.01) -> Alignment:
+    """How well posterior means (N, k) of two models on the same N examples agree: `Alignment`.
+
+    A latent is active if the variance of its mean exceeds `threshold` (Burda et al. 2016). All values are nan if a model has
+    none.
+    """
+    checks.not_negative("threshold", threshold)
+    if means_a.dim() != 2 or means_a.shape != means_b.shape:
+        raise ValueError(
+            f"needs the means of the same examples and as many latents, got {tuple(means_a.shape)} and {tuple(means_b.shape)}"
+        )
+    n, k = means_a.shape
+    if n <= k + 1:
+        raise ValueError(f"{n} examples of {k} latents: at least {k + 2} are needed")
+    a, b = (double(means) - double(means).mean(0) for means in (means_a, means_b))
+    on_a, on_b = ((x.square().mean(0) > threshold) for x in (a, b))
+    active = int(min(on_a.sum(), on_b.sum()))
+    channels, partner = torch.full((k,), math.nan), torch.full((k,), -1)
+    if not active:
+        return Alignment(math.nan, math.nan, math.nan, math.nan, 0, channels, partner)
+    unit_a, unit_b = (x / x.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny) for x in (a, b))
+    correlation = (unit_a.T @ unit_b).abs().clamp(max=1.0)
+    both = on_a & on_b
+    channels[both] = correlation.diagonal()[both].float()
+    rows, columns = on_a.nonzero().flatten(), on_b.nonzero().flatten()
+    pairs = linear_sum_assignment(correlation[rows][:, columns].cpu().numpy(), maximize=True)
+    chosen = [rows[torch.from_numpy(pairs[0])], columns[torch.from_numpy(pairs[1])]]
+    partner[chosen[0]] = chosen[1]
+    # Canonical correlations are the cosines between the spaces that the active latents span.
+    cosines = torch.linalg.svdvals(torch.linalg.qr(a[:, on_a])[0].T @ torch.linalg.qr(b[:, on_b])[0])
+    a, b = a[:, on_a], b[:, on_b]
+    cka = (a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm())
+    return Alignment(
+        by_channel=(correlation.diagonal()[both].sum() / active).item(),
+        matched=correlation[chosen[0], chosen[1]].mean().item(),
+        cca=cosines.clamp(max=1.0).mean().item(),
+        cka=cka.item(),
+        active=active,
+        channels=channels,
+        partner=partner,
+    )
+
+
+def _features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"needs features (n, d) and (m, d) of one extractor, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"needs at least two samples in each set, got {len(a)} and {len(b)}")
+    a, b = double(a.detach()), double(b.detach()).to(a.device)
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("features must be finite")
+    return a, b
+
+
+def _root(cov: Tensor) -> Float[Tensor, "d d"]:
+    values, vectors = torch.linalg.eigh(cov)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def _moments(x: Tensor, weight: Tensor) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Mean and covariance of x in which sample i stands weight[i] times."""
+    weight = weight.to(x)
+    mean = weight @ x / weight.sum()
+    centred = x - mean
+    return mean, (weight * centred.T) @ centred / (weight.sum() - 1)
+
+
+def _resamplings(sizes: tuple[int, ...], n_bootstrap: int, seed: int) -> list[tuple[Tensor, ...]]:
+    """How often each sample stands in each set: once, and in `n_bootstrap` resamplings with replacement."""
+    n_bootstrap = checks.whole("n_bootstrap", n_bootstrap, minimum=0)
+    generator = torch.Generator().manual_seed(seed)
+    once = [tuple(torch.ones(size, dtype=torch.float64) for size in sizes)]
+    return once + [
+        tuple(torch.randint(size, (size,), generator=generator).bincount(minlength=size).double() for size in sizes)
+        for _ in range(n_bootstrap)
+    ]
+
+
+def _interval(statistic: Callable[..., float], weights: list[tuple[Tensor, ...]], sizes: tuple[int, ...]) -> Measured:
+    return _shifted([statistic(*each) for each in weights], min(sizes))
+
+
+def _shifted(values: list[float], n: int) -> Measured:
+    """The first value, and the 2.5 and 97.5 % quantiles of the others, moved so that their mean is on the first."""
+    value = values[0]
+    if len(values) == 1:
+        return Measured(value, math.nan, math.nan, n)
+    others = torch.tensor(values[1:], dtype=torch.float64)
+    low, high = (others.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)) - others.mean() + value).tolist()
+    return Measured(value, low, high, n)
+
+
+def _quadratic(x: Tensor, y: Tensor, w: Tensor, v: Tensor, same: bool) -> Float[Tensor, " resamplings"]:
+    """Σ_ij w_i v_j k(x_i, y_j)/Σ_ij w_i v_j for each resampling, without i = j if x and y are the same set."""
+    w, v = w.to(x), v.to(x)
+    total, rows = torch.zeros(len(w), dtype=x.dtype, device=x.device), max(1, _BLOCK // len(y))
+    for top in range(0, len(x), rows):
+        kernel = (x[top : top + rows] @ y.T / x.shape[1] + 1) ** 3
+        if same:
+            kernel.diagonal(top).zero_()
+        total += ((w[:, top : top + rows] @ kernel) * v).sum(1)
+    pairs = w.sum(1) * v.sum(1) - ((w * v).sum(1) if same else 0)
+    return total / pairs
+
+
+def _apart(x: Tensor, y: Tensor) -> Iterator[Float[Tensor, "rows m"]]:
+    """Distances of all pairs, a block of rows at a time. Not by matrix products, whose rounding is felt by near points."""
+    for part in x.split(max(1, _BLOCK // len(y))):
+        yield torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")

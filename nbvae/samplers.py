@@ -1,0 +1,258 @@
+"""Six ways to draw images from a trained model: they differ in where z comes from, and share the decoder.
+
+`sampler.sample(n, generator)` -> n decoder means (n, *shape), as `likelihood(z).mean`; `sampler.codes(n)` -> the z behind them.
+A sampler whose q(z) is nearer to the aggregated posterior gives images nearer to those that the model reconstructs: decoded,
+two distributions of z are at most as far apart as they were (data processing).
+
+Models are anything with `posterior(x)`, `likelihood(z)` and `prior()`. Draws take from `generator`, or from torch's global
+stream.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from nbvae import aggregate, calibration, checks, data, models, objectives, training
+from nbvae.elbo import check_data
+from nbvae.stacking import seeded
+
+__all__ = ["Aggregate", "Chain", "Mixture", "Prior", "Recursive", "Sampler", "SecondStage"]
+
+# Values that are decoded at once: 64 MiB in float32.
+_CHUNK = 1 << 24
+
+
+class Sampler:
+    """Draws of z, decoded by one model: subclasses say where z comes from, `_draw(n)` -> (n, k) on the model's device."""
+
+    def __init__(self, model: Any):
+        if hasattr(model, "at"):
+            raise ValueError("a model of many β samples at one β: give model.at(beta)")
+        self.model = model
+
+    @torch.no_grad()
+    def codes(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n k"]:
+        """n draws of z (n, k)."""
+        n = checks.whole("n", n)
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device if generator else None))
+        with seeded(seed, self.model.prior().mean.device):
+            return self._draw(n)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n *shape"]:
+        """n decoder means (n, *shape)."""
+        return _decode(self.model, self.codes(n, generator))
+
+    def _draw(self, n: int) -> Tensor:
+        raise NotImplementedError
+
+
+class Prior(Sampler):
+    """z ~ p(z): what the model was trained for, and as good as q(z) is near to p(z)."""
+
+    def _draw(self, n: int) -> Tensor:
+        return self.model.prior().sample((n,))
+
+
+class Aggregate(Sampler):
+    """z ~ q(z|x) of a random row of x (N, *shape): the aggregated posterior itself. No generator, as it needs the data.
+
+    What a perfect model of q(z) could reach, and the reference for the others.
+    """
+
+    def __init__(self, model: Any, x: Float[Tensor, "batch *shape"]):
+        super().__init__(model)
+        self.mean, self.std = _codes(model, x)
+
+    def _draw(self, n: int) -> Tensor:
+        row = torch.randint(len(self.mean), (n,), device=self.mean.device)
+        return torch.normal(self.mean[row], self.std[row])
+
+
+class Recursive(Sampler):
+    """z ~ p(z) at the largest β, then decode and encode at each smaller β, `rounds` times; decoded at the smallest.
+
+    The talk's heuristic: at the largest β the prior is close to the aggregate, and a coarse image should be a good start for a
+    finer one. But decoder means are not data: each encoding sees an image smoother than any it was trained on. With `draw_x` it
+    sees a draw from p(x|z) instead, whose noise is not the data's either. `model` is one with `at(beta)`, and `betas` is its
+    ladder in any order; or models from coarse to fine without `betas`.
+    """
+
+    def __init__(self, model: Any, betas: Sequence[float] | None = None, rounds: int = 1, draw_x: bool = False):
+        self.views = _ladder(model, betas)
+        super().__init__(self.views[-1])
+        self.rounds, self.draw_x = checks.whole("rounds", rounds), draw_x
+
+    def _draw(self, n: int) -> Tensor:
+        z = self.views[0].prior().sample((n,))
+        for coarse, fine in zip(self.views, self.views[1:], strict=False):
+            for view in (coarse, *[fine] * (self.rounds - 1)):
+                z = _parts(lambda part: fine.posterior(part).sample(), _decode(view, z, self.draw_x))  # noqa: B023
+        return z
+
+
+class Chain(Sampler):
+    """z ~ p(z) at the largest β, then z' ~ p(z'|z) from each β to the next smaller: densities learned from x (N, *shape).
+
+    p(z'|z) is the conditional of a Gaussian mixture fitted to pairs (z, z') ~ q(z|x, β) q(z'|x, β') with `n_components` full
+    covariances: with one component linear and Gaussian, which is exact for linear models of Gaussian data. If each
+    conditional is exact, so is the marginal of each step, whatever the order of the chain: KL(q(z') ‖ chain) is at most ④ at
+    the largest β plus the mean KL of each conditional (chain rule). `model` and `betas` are those of `Recursive`; `draws`
+    pairs are drawn for each example.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        x: Float[Tensor, "batch *shape"],
+        betas: Sequence[float] | None = None,
+        n_components: int = 10,
+        draws: int = 5,
+        seed: int = 0,
+    ):
+        self.views = _ladder(model, betas)
+        super().__init__(self.views[-1])
+        draws = checks.whole("draws", draws)
+        with seeded(seed, self.model.prior().mean.device):
+            every = [_draws(view, x, draws) for view in self.views]
+        pairs = itertools.pairwise(every)
+        self.steps = [_Conditional(_mixture(torch.cat(pair, 1), n_components, seed), pair[0].shape[1]) for pair in pairs]
+
+    def _draw(self, n: int) -> Tensor:
+        z = self.views[0].prior().sample((n,))
+        for step in self.steps:
+            z = step.sample(z)
+        return z
+
+
+class Mixture(Sampler):
+    """z from a mixture of `n_components` Gaussians with full covariances, fitted to draws of q(z) over x (N, *shape)."""
+
+    def __init__(self, model: Any, x: Float[Tensor, "batch *shape"], n_components: int = 10, draws: int = 5, seed: int = 0):
+        super().__init__(model)
+        draws = checks.whole("draws", draws)
+        with seeded(seed, model.prior().mean.device):
+            z = _draws(model, x, draws)
+        self.fitted = _Conditional(_mixture(z, n_components, seed), 0)
+
+    def _draw(self, n: int) -> Tensor:
+        return self.fitted.sample(self.model.prior().sample((n,))[:, :0])
+
+
+class SecondStage(Sampler):
+    """z from a second VAE that was trained on draws of q(z) over x (N, *shape) (Dai & Wipf 2019).
+
+    It has as many latents as z, so that it can learn any density of full dimension, a learned σ, and `hidden` units. `config`
+    trains it; the default passes 30 times over `draws` draws for each example.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        x: Float[Tensor, "batch *shape"],
+        config: training.TrainConfig | None = None,
+        hidden: Sequence[int] = (128, 128),
+        draws: int = 5,
+        seed: int = 0,
+    ):
+        super().__init__(model)
+        place = model.prior().mean.device
+        config = config or training.TrainConfig(epochs=30, batch_size=256, lr=3e-3, schedule="one_cycle")
+        with seeded(seed, place):
+            z = _draws(model, x, checks.whole("draws", draws)).cpu().float()
+            # Standardised, for the second model's first layer; undone in `_draw`.
+            self.centre, self.scale = z.mean(0), z.std(0).clamp(min=1e-6)
+            z = (z - self.centre) / self.scale
+            codes = data.Dataset("codes", z, z, z)
+            second = models.VAE(codes.shape, z.shape[1], likelihood="gaussian", sigma="global", hidden=hidden)
+            # Where the aggregate is white, β = 1 is the collapse threshold of a learned σ, λ_1/mean λ: start well below it.
+            calibration.gaussian(second).set_variance(torch.tensor(0.25))
+            training.fit(second, codes, objectives.VAE(), replace(config, seed=seed, device=place.type))
+        self.second = second
+
+    def _draw(self, n: int) -> Tensor:
+        z = self.second.likelihood(self.second.prior().sample((n,))).sample()
+        return z * self.scale.to(z) + self.centre.to(z)
+
+
+class _Conditional:
+    """Draws of the last latents given the first `given`, of a Gaussian mixture over both, in float64."""
+
+    def __init__(self, mixture: GaussianMixture, given: int):
+        weight, mean, cov = (
+            torch.from_numpy(getattr(mixture, name)).double() for name in ("weights_", "means_", "covariances_")
+        )
+        self.log_weight, self.mean = weight.log(), mean
+        self.given = given
+        a, across, b = cov[:, :given, :given], cov[:, given:, :given], cov[:, given:, given:]
+        self.root_a = torch.linalg.cholesky(a)
+        self.gain = torch.cholesky_solve(across.mT, self.root_a).mT  # of z − its mean, (components, k', k)
+        self.root = torch.linalg.cholesky(b - self.gain @ across.mT)
+
+    def sample(self, z: Float[Tensor, "n given"]) -> Float[Tensor, "n k"]:
+        apart = z.double().cpu().unsqueeze(1) - self.mean[:, : self.given]  # (n, components, k)
+        white = torch.linalg.solve_triangular(self.root_a, apart.movedim(0, -1), upper=False)
+        log_density = -0.5 * white.square().sum(1) - self.root_a.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+        chosen = torch.distributions.Categorical(logits=self.log_weight + log_density.T).sample()
+        mean = self.mean[chosen, self.given :] + (
+            self.gain[chosen] @ apart[torch.arange(len(z)), chosen].unsqueeze(-1)
+        ).squeeze(-1)
+        noise = torch.randn(mean.shape, dtype=mean.dtype).unsqueeze(-1)
+        return (mean + (self.root[chosen] @ noise).squeeze(-1)).to(z)
+
+
+def _mixture(z: Tensor, n_components: int, seed: int) -> GaussianMixture:
+    n_components = checks.whole("n_components", n_components)
+    if len(z) < n_components * (z.shape[1] + 1):
+        raise ValueError(
+            f"{n_components} components of {z.shape[1]} dimensions need at least {n_components * (z.shape[1] + 1)} draws, "
+            f"got {len(z)}: give more examples or draws, or fewer components"
+        )
+    return GaussianMixture(n_components, random_state=seed).fit(z.double().cpu().numpy())
+
+
+def _ladder(model: Any, betas: Sequence[float] | None) -> list[Any]:
+    """Models from coarse to fine."""
+    if betas is None:
+        views = list(model) if isinstance(model, Sequence) else [model]
+    elif not hasattr(model, "at"):
+        raise ValueError(
+            "betas are for a model with at(beta), as models.MultiBetaVAE; else give a list of models, coarse to fine"
+        )
+    else:
+        betas = sorted((checks.positive("betas", beta) for beta in checks.listed("betas", betas)), reverse=True)
+        views = [model.at(beta) for beta in betas]
+    if len(views) < 2 or any(hasattr(view, "at") for view in views):
+        raise ValueError(
+            "a ladder needs at least two βs of one model of many β, or a list of at least two models, coarse to fine"
+        )
+    return views
+
+
+def _codes(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    check_data(model, x)
+    checks.examples(x, least=2)
+    return aggregate.codes(model, x)
+
+
+def _draws(model: Any, x: Tensor, draws: int) -> Float[Tensor, "n_draws k"]:
+    """`draws` draws of q(z|x) for each x, example by example within each draw."""
+    mean, std = _codes(model, x)
+    return torch.normal(mean.repeat(draws, 1), std.repeat(draws, 1))
+
+
+def _decode(model: Any, z: Float[Tensor, "n k"], draw: bool = False) -> Float[Tensor, "n *shape"]:
+    size = math.prod(model.likelihood(z[:1]).event_shape)
+    return _parts(lambda part: model.likelihood(part).sample() if draw else model.likelihood(part).mean, z, size)
+
+
+def _parts(work: Callable[[Tensor], Tensor], x: Tensor, size: int | None = None) -> Tensor:
+    """`work` on the rows of x, as many at a time as fit."""
+    return torch.cat([work(part) for part in x.split(max(1, _CHUNK // (size or x[0].numel())))])
