@@ -187,7 +187,7 @@ def alignment(means_a: Float[Tensor, "n k"], means_b: Float[Tensor, "n k"], thre
         by_channel=(correlation.diagonal()[both].sum() / active).item(),
         matched=correlation[chosen[0], chosen[1]].mean().item(),
         cca=cosines.clamp(max=1.0).mean().item(),
-        cka=cka.item(),
+        cka=min(cka.item(), 1.0),
         active=active,
         channels=channels,
         partner=partner,

@@ -131,6 +131,23 @@ class Chain(Sampler):
             z = step.sample(z)
         return z
 
+    @torch.no_grad()
+    def rates(self, x: Float[Tensor, "batch *shape"], draws: int = 5, seed: int = 0) -> Float[Tensor, " steps"]:
+        """Nats that each stage of coding x (batch, *shape) in steps takes, means over x and `draws` draws: coarse to fine.
+
+        First KL(q(z|x) ‖ p(z)) at the largest β, then E log q(z'|x) − log p(z'|z) for each step. The sum is what x costs if
+        each code is sent given the one before; coded at once, it costs the rate at the smallest β.
+        """
+        draws = checks.whole("draws", draws)
+        posteriors = [torch.distributions.Independent(torch.distributions.Normal(*_codes(view, x)), 1) for view in self.views]
+        stages = [torch.distributions.kl_divergence(posteriors[0], self.views[0].prior()).mean()]
+        with seeded(seed, self.model.prior().mean.device):
+            every = [posterior.sample((draws,)) for posterior in posteriors]
+        for step, posterior, (z, new) in zip(self.steps, posteriors[1:], itertools.pairwise(every), strict=True):
+            log_q = posterior.log_prob(new).double().cpu()
+            stages.append((log_q - step.log_prob(new.flatten(0, 1), z.flatten(0, 1)).reshape(log_q.shape)).mean())
+        return torch.stack([stage.double().cpu() for stage in stages])
+
 
 class Mixture(Sampler):
     """z from a mixture of `n_components` Gaussians with full covariances, fitted to draws of q(z) over x (N, *shape)."""
@@ -141,6 +158,15 @@ class Mixture(Sampler):
         with seeded(seed, model.prior().mean.device):
             z = _draws(model, x, draws)
         self.fitted = _Conditional(_mixture(z, n_components, seed), 0)
+
+    @torch.no_grad()
+    def rate(self, x: Float[Tensor, "batch *shape"], draws: int = 5, seed: int = 0) -> float:
+        """E log q(z|x) − log mixture(z), nats: what x (batch, *shape) costs if the mixture takes the prior's place."""
+        posterior = torch.distributions.Independent(torch.distributions.Normal(*_codes(self.model, x)), 1)
+        with seeded(seed, self.model.prior().mean.device):
+            z = posterior.sample((checks.whole("draws", draws),))
+        flat = z.flatten(0, 1)
+        return (posterior.log_prob(z).double().cpu().flatten() - self.fitted.log_prob(flat, flat[:, :0])).mean().item()
 
     def _draw(self, n: int) -> Tensor:
         return self.fitted.sample(self.model.prior().sample((n,))[:, :0])
@@ -197,15 +223,29 @@ class _Conditional:
         self.root = torch.linalg.cholesky(b - self.gain @ across.mT)
 
     def sample(self, z: Float[Tensor, "n given"]) -> Float[Tensor, "n k"]:
-        apart = z.double().cpu().unsqueeze(1) - self.mean[:, : self.given]  # (n, components, k)
-        white = torch.linalg.solve_triangular(self.root_a, apart.movedim(0, -1), upper=False)
-        log_density = -0.5 * white.square().sum(1) - self.root_a.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
-        chosen = torch.distributions.Categorical(logits=self.log_weight + log_density.T).sample()
-        mean = self.mean[chosen, self.given :] + (
-            self.gain[chosen] @ apart[torch.arange(len(z)), chosen].unsqueeze(-1)
-        ).squeeze(-1)
+        log_weight, mean = self._given(z)
+        chosen = torch.distributions.Categorical(logits=log_weight).sample()
+        mean = mean[torch.arange(len(z)), chosen]
         noise = torch.randn(mean.shape, dtype=mean.dtype).unsqueeze(-1)
         return (mean + (self.root[chosen] @ noise).squeeze(-1)).to(z)
+
+    def log_prob(self, new: Float[Tensor, "n k"], z: Float[Tensor, "n given"]) -> Float[Tensor, " n"]:
+        log_weight, mean = self._given(z)
+        apart = (new.double().cpu().unsqueeze(1) - mean).movedim(0, -1)
+        log_density = _log_normal(apart, self.root).T - 0.5 * new.shape[1] * math.log(2 * math.pi)
+        return (log_weight.log_softmax(1) + log_density).logsumexp(1)
+
+    def _given(self, z: Tensor) -> tuple[Float[Tensor, "n components"], Float[Tensor, "n components k"]]:
+        """Of each component, given z: the logarithm of its weight but for a constant, and the mean of the rest."""
+        apart = z.double().cpu().unsqueeze(1) - self.mean[:, : self.given]  # (n, components, k)
+        log_weight = self.log_weight + _log_normal(apart.movedim(0, -1), self.root_a).T
+        return log_weight, self.mean[:, self.given :] + torch.einsum("cij,ncj->nci", self.gain, apart)
+
+
+def _log_normal(apart: Float[Tensor, "components k n"], root: Float[Tensor, "components k k"]) -> Float[Tensor, "components n"]:
+    """Log-densities at these differences from the means, without the factor (2π)^(−k/2)."""
+    white = torch.linalg.solve_triangular(root, apart, upper=False)
+    return -0.5 * white.square().sum(1) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
 
 
 def _mixture(z: Tensor, n_components: int, seed: int) -> GaussianMixture:

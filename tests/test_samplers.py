@@ -84,6 +84,21 @@ def test_steps_of_the_chain_are_the_oracles_conditionals(x):
     np.testing.assert_allclose(cov, np.diag(1 - correlation**2), atol=0.015)
 
 
+def test_coding_in_steps_costs_what_the_oracle_says(x):
+    """Codes with independent noise: I(x; z' | z) = ½ log(1/v + 1/v' − 1) + ½ log v for each latent, so a step loses nats."""
+    solved = [optimum(beta) for beta in LADDER]
+    chain = samplers.Chain([model for model, _ in solved], x, n_components=1, draws=20)
+    expected = [solved[0][1].rate]
+    for (_, coarse), (_, fine) in itertools.pairwise(solved):
+        v, w = coarse.posterior_variance, fine.posterior_variance
+        expected.append(0.5 * (np.log(1 / v + 1 / w - 1) + np.log(v)).sum())
+    found = chain.rates(x, draws=40)
+    np.testing.assert_allclose(found.numpy(), expected, atol=0.01)
+    assert sum(expected) > solved[-1][1].rate + 0.3
+    # At once, by a mixture that is the prior: the rate.
+    assert samplers.Mixture(solved[-1][0], x, 1, draws=20).rate(x, draws=20) == pytest.approx(solved[-1][1].rate, abs=0.01)
+
+
 @pytest.mark.parametrize("draw_x", [False, True])
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_the_recursive_heuristic_shrinks_by_the_exact_amount(draw_x, rounds):
@@ -122,6 +137,10 @@ def test_a_conditional_mixture_is_bayes_rule():
         found = samplers._Conditional(mixture, 2).sample(torch.from_numpy(given).expand(200_000, 2)).double()
     np.testing.assert_allclose(found.mean(0), mean, atol=5 * np.sqrt(cov.max() / 2e5))
     np.testing.assert_allclose(torch.cov(found.T), cov, atol=0.03 * cov.max())
+    point = np.array([0.2, 0.1])
+    density = sum(w * multivariate_normal(m, c).pdf(point) for w, m, c in zip(weights, means, covs, strict=True))
+    log_prob = samplers._Conditional(mixture, 2).log_prob(torch.from_numpy(point)[None], torch.from_numpy(given)[None])
+    assert log_prob.item() == pytest.approx(np.log(density))
 
 
 def test_more_components_follow_an_aggregate_that_is_no_gaussian():
