@@ -2,11 +2,12 @@
 
     python benchmarks/multi_beta.py [--budget digits|quick|mlp|residual_part|residual] [--seeds 0] [--out results.json]
 
-Everything in a race has the same architecture, batch size and schedule. Learning rates are the best of the budget's three on
-the validation images: for each β of the β-VAEs, by the mean over βs for a multi-β model. Races: equal steps, also with other
-weights β^(−power) and with the gates of the Multi-Rate VAE; and, on MNIST, equal compute for a curve of four βs and of ten.
-Compute is what `fit` spends, one model after the other: a multi-β step costs more than one of a β-VAE, and the number of epochs
-is cut by the ratio of seconds, which is measured first. The ratio to β-VAEs of one `sweep`, which cost less, is recorded too.
+Everything in a race has the same architecture, batch size and schedule. Learning rates are chosen on the validation images,
+for each β of the β-VAEs, by the mean over βs for a multi-β model: the best of the budget's three, and of further ones as long
+as the best is the largest or the smallest. Races: equal steps, also with other weights β^(−power) and with the gates of the
+Multi-Rate VAE, and for digits with parts of the conditioning taken out; and, on MNIST, equal compute for a curve of four βs
+and of ten. A multi-β step costs more than one of a β-VAE, and its number of epochs is cut by the budget's price: what it costs
+at most against `fit`, one model after the other, and against a `sweep`, which trains β-VAEs for less. Both are measured first.
 
 Every training is written to --out as it ends, and not repeated by a run of the same budget that finds it there.
 """
@@ -17,11 +18,13 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import nbvae
 from nbvae import data, estimators, models, objectives, training
@@ -31,24 +34,28 @@ TEN = tuple(float(f"{beta:.4g}") for beta in np.geomspace(0.01, 10, 10))
 SIX = (0.05, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Wider than the βs that are compared: at the ends of its range a model sees neighbours on one side only.
 MNIST = {"dataset": "mnist", "images": 50_000, "batch": 64, "range": (0.005, 20.0), "samples": 1, "power": 0.0}
+MNIST |= {"price": {"fit": 1.3, "sweep": 1.7}}
 RESIDUAL = MNIST | {"network": "residual", "hidden": (64, 128, 256), "latent_dim": 32, "betas": FOUR}
 BUDGETS: dict[str, dict[str, Any]] = {
     "digits": {
         **{"dataset": "digits", "images": 1200, "batch": 64, "range": (0.03, 15.0), "samples": 10, "betas": SIX},
         **{"network": "mlp", "hidden": (128, 128), "latent_dim": 8, "epochs": 60},
         **{"lrs": (1e-3, 3e-3, 1e-2), "power": 0.25},
-        "ablations": (("film", 0.0), ("film", 0.5), ("gates", 0.0), ("gates", 0.5)),
+        "ablations": (
+            *(("film", 0.0), ("film", 0.5), ("gates", 0.0), ("gates", 0.5)),
+            *(("film with a free variance", 0.25), ("film of log β alone", 0.25)),
+        ),
     },
     "quick": MNIST
     | {"network": "mlp", "hidden": (200,), "latent_dim": 16, "betas": TEN}
-    | {"images": 10_000, "epochs": 4, "lrs": (2e-3, 4e-3, 8e-3), "ablations": (("gates", 0.0),), "compute": (0.0,)},
+    | {"images": 10_000, "epochs": 4, "lrs": (2e-3, 4e-3, 8e-3), "ablations": (("gates", 0.0),), "compute": (("fit", 0.0),)},
     "mlp": MNIST
     | {"network": "mlp", "hidden": (400, 400), "latent_dim": 32, "betas": TEN}
     | {
         "epochs": 8,
         "lrs": (5e-4, 1e-3, 2e-3),
         "ablations": (("film", 0.25), ("gates", 0.0), ("gates", 0.25)),
-        "compute": (0.0, 0.25),
+        "compute": (("fit", 0.0), ("fit", 0.25), ("sweep", 0.0)),
     },
     "residual_part": RESIDUAL | {"images": 10_000, "epochs": 2, "lrs": (1e-3, 2e-3, 4e-3), "ablations": (("gates", 0.0),)},
     "residual": RESIDUAL | {"epochs": 8, "lrs": (5e-4, 1e-3, 2e-3), "ablations": (("gates", 0.0),)},
@@ -97,39 +104,68 @@ class Race:
 
     def dedicated(self, seed: int) -> dict[float, dict[str, float]]:
         """The best of the learning rates on the validation images, for each β on its own."""
-        every = []
-        for lr in self.plan["lrs"]:
+
+        def points(lr: float) -> list[dict[str, float]]:
             key = f"dedicated lr={lr:g} seed={seed}"
             if key not in self.known["runs"]:
                 make = functools.partial(models.VAE, **self.shape)
                 config, betas = self.config(lr, self.plan["epochs"], seed), self.plan["betas"]
                 if self.plan["network"] == "mlp":
-                    runs = training.sweep(make, self.dataset, betas, seeds=[seed], config=config)
+                    runs = _trained(lambda: training.sweep(make, self.dataset, betas, seeds=[seed], config=config))
                 else:  # convolutions cannot be swept
                     runs = []
                     for beta in betas:
                         torch.manual_seed(seed)
-                        runs.append(training.fit(make(), self.dataset, objectives.BetaVAE(beta), config))
-                points = [self.measured(run.model, beta) for run, beta in zip(runs, betas, strict=True)]
-                self.keep(key, points, sum(run.seconds for run in runs))
-            every.append(self.known["runs"][key]["points"])
-        return {
-            best["beta"]: best for best in (min(same, key=lambda point: point["val_loss"]) for same in zip(*every, strict=True))
-        }
+                        fit = functools.partial(training.fit, make(), self.dataset, objectives.BetaVAE(beta), config)
+                        runs += _trained(lambda fit=fit: [fit()])
+                found = [self.measured(run.model, beta) for run, beta in zip(runs, betas, strict=True)]
+                self.keep(key, found, sum(run.seconds for run in runs))
+            return self.known["runs"][key]["points"]
+
+        every = list(zip(*self.search(points), strict=True))
+        return {best["beta"]: best for best in (min(same, key=lambda point: point["val_loss"]) for same in every)}
+
+    def search(self, points: Callable[[float], list[dict[str, float]]], together: bool = False) -> list[list[dict[str, float]]]:
+        """The points of every learning rate tried: the budget's, and further ones while the best is an edge for some point.
+
+        With `together` the best is that of all points, by their sum, and not of each.
+        """
+        lrs = list(self.plan["lrs"])
+        tried = [points(lr) for lr in lrs]
+        while True:
+            losses = np.array([[point["val_loss"] for point in each] for each in tried])
+            best = losses.sum(1, keepdims=True).argmin(0) if together else losses.argmin(0)
+            if (best == len(lrs) - 1).any():
+                lrs.append(float(f"{lrs[-1] ** 2 / lrs[-2]:.2g}"))
+                tried.append(points(lrs[-1]))
+            elif (best == 0).any():
+                lrs.insert(0, float(f"{lrs[0] ** 2 / lrs[1]:.2g}"))
+                tried.insert(0, points(lrs[0]))
+            else:
+                return tried
+
+    def model(self, conditioning: str) -> models.MultiBetaVAE:
+        kind = FreeVariance if conditioning == "film with a free variance" else models.MultiBetaVAE
+        model = kind(**self.shape, beta_range=self.plan["range"], conditioning=conditioning.split()[0])
+        if conditioning == "film of log β alone":
+            _single_feature(model)
+        return model
 
     def multi(self, kind: tuple[str, float], epochs: int, betas: tuple[float, ...], seed: int) -> list[dict[str, float]]:
         """The best of the learning rates by the mean validation loss over `betas`."""
         conditioning, power = kind
-        tried = []
-        for lr in self.plan["lrs"]:
+
+        def points(lr: float) -> list[dict[str, float]]:
             key = f"{conditioning} power={power:g} epochs={epochs} lr={lr:g} seed={seed}"
             if key not in self.known["runs"]:
                 torch.manual_seed(seed)
-                model = models.MultiBetaVAE(**self.shape, beta_range=self.plan["range"], conditioning=conditioning)
-                run = training.fit(model, self.dataset, objectives.MultiBeta(power), self.config(lr, epochs, seed))
+                model = self.model(conditioning)
+                fit = functools.partial(training.fit, model, self.dataset, objectives.MultiBeta(power))
+                [run] = _trained(lambda: [fit(self.config(lr, epochs, seed))])
                 self.keep(key, [self.measured(model.at(beta), beta) for beta in self.plan["betas"]], run.seconds)
-            tried.append([point for point in self.known["runs"][key]["points"] if point["beta"] in betas])
-        return min(tried, key=lambda points: sum(point["val_loss"] for point in points))
+            return [point for point in self.known["runs"][key]["points"] if point["beta"] in betas]
+
+        return min(self.search(points, together=True), key=lambda points: sum(point["val_loss"] for point in points))
 
     def cost(self) -> dict[str, float]:
         """Seconds of a multi-β epoch over those of a β-VAE's, by `fit` and in a `sweep` of four: medians of five rounds."""
@@ -137,7 +173,9 @@ class Race:
             part = self.dataset.train[:5_000]
             some = data.Dataset("part", part, part, part, binarize="static")
             plain = functools.partial(models.VAE, **self.shape)
-            config, ratios = self.config(1e-3, max(1, 5_000 // len(part))), []
+            # Some 300 steps: what a run does once, at its start, is not the price of a step. Convolutions need no such care.
+            epochs = round(20_000 / len(part)) if self.plan["network"] == "mlp" else 1
+            config, ratios = self.config(1e-3, epochs), []
             for _ in range(6):
                 multi = models.MultiBetaVAE(**self.shape, beta_range=self.plan["range"])
                 seconds = [_seconds(lambda m=multi: training.fit(m, some, objectives.MultiBeta(), config))]
@@ -180,6 +218,43 @@ class Race:
         self.save()
 
 
+class FreeVariance(models.MultiBetaVAE):
+    """The posterior's log-variance as the encoder gives it, without the response to β that the linear optimum has."""
+
+    def encode(self, x: torch.Tensor, condition: models.Condition) -> torch.distributions.Independent:
+        mean, log_variance = self.encoder(self._flat(x), condition.encoder).chunk(2, dim=-1)
+        normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp(), validate_args=False)
+        return torch.distributions.Independent(normal, 1, validate_args=False)
+
+
+class Standard(nn.Module):
+    """log β alone, from −1 to 1 over the range, in place of the sixteen features."""
+
+    def __init__(self, beta_range: tuple[float, float]):
+        super().__init__()
+        low, high = np.log(beta_range)
+        self.middle, self.half = (low + high) / 2, (high - low) / 2
+
+    def forward(self, log_beta: torch.Tensor) -> torch.Tensor:
+        return (log_beta - self.middle) / self.half
+
+
+def _single_feature(model: models.MultiBetaVAE) -> None:
+    response: Any = model.response
+    modulation = nn.Linear(1, response.modulation.out_features)
+    nn.init.zeros_(modulation.weight)
+    modulation.bias.data.copy_(response.modulation.bias.data)
+    response.features, response.modulation = Standard(model.beta_range), modulation
+
+
+def _trained(train: Callable[[], list[training.Run]]) -> list[training.Run]:
+    """A run that diverged counts as it was at its last good epoch: too large a learning rate is part of the search."""
+    try:
+        return train()
+    except training.Diverged as stopped:
+        return stopped.runs
+
+
 def _seconds(work: Any) -> float:
     start = time.perf_counter()
     work()
@@ -200,11 +275,10 @@ def main() -> None:
     race.race("equal steps", ours, epochs, few)
     for kind in plan["ablations"]:
         race.race(f"equal steps, {kind[0]} and power {kind[1]:g}", kind, epochs, few)
-    if plan.get("compute"):
+    for way, power in plan.get("compute", ()):
         for betas, name in ((FOUR, "four"), (TEN, "ten")):
-            for power in plan["compute"]:
-                title = f"equal compute for {name} βs, power {power:g}"
-                race.race(title, ("film", power), int(len(betas) * epochs / cost["fit"]), betas)
+            title = f"equal compute for {name} βs, power {power:g}" + (", against a sweep" if way == "sweep" else "")
+            race.race(title, ("film", power), int(len(betas) * epochs / plan["price"][way]), betas)
 
 
 if __name__ == "__main__":

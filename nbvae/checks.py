@@ -3,10 +3,17 @@
 import math
 from collections.abc import Collection, Iterable, Sized
 from numbers import Integral, Real
+from typing import Any
+
+
+def _plain(value: Any) -> Any:
+    """The number in a tensor or an array without dimensions, anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def positive(name: str, value: object) -> float:
     """Return `value` as a float if it is a finite number above zero."""
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
     return float(value)
@@ -14,6 +21,7 @@ def positive(name: str, value: object) -> float:
 
 def between(name: str, value: object, least: float, most: float) -> float:
     """Return `value` as a float if it is a finite number in [least, most]; infinite limits do not limit."""
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not least <= float(value) <= most:
         limits = [f">= {least:g}"] * (least > -math.inf) + [f"<= {most:g}"] * (most < math.inf)
         raise ValueError(f"{name} must be a finite number {' and '.join(limits)}, got {value!r}")
@@ -27,6 +35,7 @@ def not_negative(name: str, value: object) -> float:
 
 def whole(name: str, value: object, minimum: int = 1) -> int:
     """Return `value` as an int if it is a whole number of at least `minimum`."""
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(f"{name} must be a whole number >= {minimum}, got {value!r}")
     return int(value)

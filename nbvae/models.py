@@ -109,6 +109,8 @@ class VAE(nn.Module):
     def _flat(self, x: Tensor) -> Tensor:
         if x.shape[-len(self.shape) :] != self.shape or x.dim() == len(self.shape):
             raise ValueError(f"x must have the shape (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        if not x.numel():
+            raise ValueError(f"x must have at least one example, got the shape {tuple(x.shape)}")
         return x.flatten(-len(self.shape))
 
     def _code(self, z: Tensor) -> Tensor:
@@ -189,7 +191,7 @@ class MultiBetaVAE(VAE):
             mean = response * self.encoder(flat)
             return _normal(mean, (0.5 * log_variance).exp().expand_as(mean))
         mean, v = self.encoder(flat, response).chunk(2, dim=-1)
-        log_variance = v if self.conditioning == "gates" else -functional.softplus(-(v + log_beta))
+        log_variance = v if self.conditioning == "gates" else functional.logsigmoid(v + log_beta)
         return _normal(mean, (0.5 * log_variance).exp())
 
     def decode(self, z: Float[Tensor, "*batch k"], condition: Condition) -> distributions.Independent:

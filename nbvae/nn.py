@@ -189,6 +189,7 @@ class ConvEncoder(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(channels[-1]) for _ in range(blocks))
         self.head = nn.Linear(channels[-1] * math.prod(sides[-1]), n_out)
         self.widths = (*channels, *_widths(self.blocks), n_out)
+        _without_biases(self)
 
     def forward(self, x: Float[Tensor, "*batch n"], parts: Sequence[Tensor] = ()) -> Float[Tensor, "*batch m"]:
         leading = x.shape[:-1]
@@ -219,6 +220,7 @@ class ConvDecoder(nn.Module):
             added = after[0] - 2 * before[0] + 1, after[1] - 2 * before[1] + 1
             self.up.append(nn.ConvTranspose2d(a, b, 3, 2, 1, output_padding=added))
         self.widths = (channels[0], *_widths(self.blocks), *channels[1:], images * shape[0])
+        _without_biases(self)
 
     def forward(self, z: Float[Tensor, "*batch k"], parts: Sequence[Tensor] = ()) -> Float[Tensor, "*batch m"]:
         leading = z.shape[:-1]
@@ -259,7 +261,7 @@ class _Modulation:
         part = self._next(x)
         if part is None:
             return x
-        return torch.addcmul(self._next(x), x, part) if self.film else x * part
+        return x * part + self._next(x) if self.film else x * part
 
     def _next(self, x: Tensor) -> Any:
         part = next(self.parts, None)
@@ -267,6 +269,17 @@ class _Modulation:
             return part
         part = part.expand(*self.leading, -1).reshape(-1, part.shape[-1])
         return part[..., None, None] if x.dim() == 4 else part
+
+
+def _without_biases(network: nn.Module) -> None:
+    """Start at biases of zero.
+
+    PyTorch's random ones outweigh what arrives through several convolutions: on MNIST they keep a third of the units that
+    enter the encoder's last layer off for every image and every β.
+    """
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
 
 
 def _halved(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int]]:

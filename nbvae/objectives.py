@@ -127,7 +127,9 @@ class MultiBeta:
         x = x.to(prior.mean)
         low, high = (math.log(beta) for beta in inner.beta_range)
         batch = x.shape[-1 - len(inner.shape)]
-        uniform = stacking.streams(model).uniform((batch + 1,), x)
+        if not batch:
+            raise ValueError(f"x must have at least one example, got the shape {tuple(x.shape)}")
+        uniform = stacking.streams(model, x.device).uniform((batch + 1,), x)
         first = (uniform[..., :1] * batch).floor()
         part = (torch.arange(batch, dtype=x.dtype, device=x.device) + first) % batch
         log_beta = low + (part + uniform[..., 1:]) * ((high - low) / batch)
@@ -135,7 +137,7 @@ class MultiBeta:
         posterior = model.encode(x, condition)
         distortion = -model.decode(posterior.rsample(), condition).log_prob(x)
         terms = Terms(distortion, distributions.kl_divergence(posterior, prior))
-        loss = torch.addcmul(terms.distortion, log_beta.exp(), terms.rate)
+        loss = terms.distortion + log_beta.exp() * terms.rate
         # Of a stack trained with several powers: (models, 1), beside the batch.
         power = self.power.unsqueeze(-1) if isinstance(self.power, Tensor) else self.power
         return Loss(((-power * log_beta).exp() * loss).mean(-1), terms)

@@ -144,7 +144,8 @@ class Streams:
         self.place = place
         distinct = list(dict.fromkeys(seeds))
         self.generators = [None if seed is None else torch.Generator(place).manual_seed(seed) for seed in distinct]
-        self.of_model = torch.tensor([distinct.index(seed) for seed in seeds], device=place)
+        # A single stream is made anew at every step of some objectives, and needs no index of models.
+        self.of_model = torch.tensor([distinct.index(seed) for seed in seeds], device=place) if len(distinct) > 1 else None
 
     def permutations(self, n: int) -> list[Tensor]:
         return [torch.randperm(n, generator=generator, device=self.place) for generator in self.generators]
@@ -174,9 +175,12 @@ class Streams:
         return draws[0] if len(draws) == 1 else torch.stack(draws)[self.of_model]
 
 
-def streams(model: Any) -> Streams:
-    """Where a model's random numbers come from: each its own stream in `Together`, torch's global stream otherwise."""
-    return getattr(model, "streams", None) or Streams([None], model.prior().mean.device)
+def streams(model: Any, place: torch.device | None = None) -> Streams:
+    """Where a model's random numbers come from: each its own stream in `Together`, torch's global stream otherwise.
+
+    `place` saves asking the model for its device.
+    """
+    return getattr(model, "streams", None) or Streams([None], place or model.prior().mean.device)
 
 
 class Together(nn.Module):

@@ -176,17 +176,39 @@ def test_a_multi_beta_network_that_convolves_learns_the_curve(network):
 
 @pytest.mark.parametrize("conditioning", networks.CONDITIONINGS)
 def test_units_that_no_beta_uses_at_first(conditioning):
-    """FiLM starts as an ordinary network: no unit is dead for all β. The Multi-Rate gates kill some of the decoder's."""
-    model = seeded(lambda: models.MultiBetaVAE((64,), 8, beta_range=(1e-2, 1e1), hidden=(256,), conditioning=conditioning))
-    z, dead = torch.randn(4000, 8), torch.ones(256, dtype=torch.bool)
-    hidden = {}
-    model.decoder.layers[1].register_forward_pre_hook(lambda module, args: hidden.update(seen=args[0]))
-    with torch.no_grad():
-        for beta in np.geomspace(1e-2, 1e1, 13):
-            model.likelihood(z, beta)
-            dead &= (hidden["seen"] <= 0).all(0)
-    share = dead.double().mean().item()
-    assert share == 0 if conditioning == "film" else 0.03 < share < 0.3
+    """FiLM starts as an ordinary network at every β. The Multi-Rate gates kill some of the decoder's units for all β.
+
+    An ordinary network has a few units that no digit turns on: PyTorch's random weights and biases, no matter of β.
+    """
+    digits = data.load("digits")
+    x, z = digits.train, torch.randn(1200, 8, generator=torch.Generator().manual_seed(0))
+    for network, hidden in (("mlp", (256, 128)), ("residual", (16, 32, 64))):
+        kind = {"network": network, "hidden": hidden, "conditioning": conditioning, "beta_range": (1e-2, 1e1)}
+        model = seeded(lambda kind=kind: models.MultiBetaVAE(digits.shape, 8, **kind))
+        for part, use in (
+            (model.encoder, lambda beta, model=model: model.posterior(x, beta)),
+            (model.decoder, lambda beta, model=model: model.likelihood(z, beta)),
+        ):
+            active = []
+
+            def note(_, inputs, active=active):
+                # What enters a layer is what the ReLU before it let through: channels of images, units otherwise.
+                active.append((inputs[0] > 0).transpose(0, 1).flatten(1).any(1))
+
+            layers = [module for module in part.modules() if hasattr(module, "weight")]
+            for layer in layers[1:]:
+                layer.register_forward_pre_hook(note)
+            betas = np.geomspace(1e-2, 1e1, 13)
+            with torch.no_grad():
+                for beta in betas:
+                    use(beta)
+            on = torch.cat(active).view(len(betas), -1)
+            dead = 1 - on.any(0).double().mean().item()
+            if conditioning == "film":
+                assert on.eq(on[0]).all(), network
+                assert dead < 0.02, network
+            elif part is model.decoder:
+                assert 0.03 < dead < 0.3, network
 
 
 def test_a_sweep_over_seeds_is_the_fits():
@@ -294,6 +316,11 @@ def test_a_run_is_read_back(tmp_path):
     torch.testing.assert_close(again.model.at(3.0).posterior(x).mean, model.at(3.0).posterior(x).mean)
 
 
+def test_a_range_may_be_a_tensor():
+    assert multi(beta_range=torch.tensor([0.5, 2.0])).beta_range == (0.5, 2.0)
+    assert models.MultiBetaVAE((4,), beta_range=np.array([0.5, 2.0])).beta_range == (0.5, 2.0)
+
+
 def test_sigma_is_calibrated_for_one_beta_alone():
     model, x = jolt(multi()), torch.randn(300, 6, dtype=torch.float64)
     low, high = model.at(0.02), model.at(20.0)
@@ -307,6 +334,8 @@ def test_sigma_is_calibrated_for_one_beta_alone():
 def test_what_a_multi_beta_model_refuses():
     x = torch.randn(4, 6, dtype=torch.float64)
     model = multi()
+    one_line(lambda: objectives.MultiBeta()(model, x[:0]), "at least one example")
+    one_line(lambda: objectives.BetaVAE(1.0)(model.at(1.0), x[:0]), "at least one example")
     for beta in (0.0, -1.0, 0.01, 21.0, math.nan, math.inf, torch.tensor([1.0, 1.0, 1.0, 50.0])):
         one_line(lambda beta=beta: model.posterior(x, beta), "0.02 to 20")
         one_line(lambda beta=beta: model.likelihood(x[:, :3], beta), "0.02 to 20")
