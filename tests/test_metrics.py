@@ -225,6 +225,16 @@ def test_bad_input_is_answered_in_one_line():
     one_line(lambda: metrics.alignment(normal(9, 2), normal(9, 3)), "(9, 3)")
     one_line(lambda: metrics.alignment(normal(4, 3), normal(4, 3)), "at least 5")
     one_line(lambda: metrics.alignment(normal(9, 2), normal(9, 2), threshold=-1.0), "threshold")
+    zero, one = torch.zeros(2), torch.eye(2)
+    assert metrics.frechet_gaussians(zero, one, zero + 3, 4 * one) == pytest.approx(2 * 9 + 2)
+    one_line(lambda: metrics.frechet_gaussians(zero[:1], one, zero, one), "(1,), (2, 2)")
+    one_line(lambda: metrics.frechet_gaussians(zero, torch.tensor([[1.0, 5], [0, 1]]), zero, one), "symmetric")
+    one_line(lambda: metrics.frechet_gaussians(zero, one / 0, zero, one), "finite")
+    one_line(lambda: metrics.frechet_gaussians(zero, -one, zero, one), "-1")
+    spoilt = normal(9, 2)
+    spoilt[3, 1] = math.nan
+    one_line(lambda: metrics.alignment(normal(9, 2), spoilt), "finite")
+    one_line(lambda: metrics.alignment(spoilt, normal(9, 2)), "finite")
 
 
 def test_classifier_is_cached_with_its_accuracy(monkeypatch, tmp_path):
