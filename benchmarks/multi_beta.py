@@ -173,8 +173,9 @@ class Race:
             part = self.dataset.train[:5_000]
             some = data.Dataset("part", part, part, part, binarize="static")
             plain = functools.partial(models.VAE, **self.shape)
-            # Some 300 steps: what a run does once, at its start, is not the price of a step. Convolutions need no such care.
-            epochs = round(20_000 / len(part)) if self.plan["network"] == "mlp" else 1
+            # Some 1,200 steps: a run's start is not the price of a step, and a moment's rest of the machine not that of a run.
+            # Convolutions need no such care.
+            epochs = round(80_000 / len(part)) if self.plan["network"] == "mlp" else 1
             config, ratios = self.config(1e-3, epochs), []
             for _ in range(6):
                 multi = models.MultiBetaVAE(**self.shape, beta_range=self.plan["range"])
