@@ -261,7 +261,7 @@ class _Modulation:
         part = self._next(x)
         if part is None:
             return x
-        return torch.addcmul(self._next(x), x, part) if self.film else x * part
+        return x * part + self._next(x) if self.film else x * part
 
     def _next(self, x: Tensor) -> Any:
         part = next(self.parts, None)
