@@ -59,13 +59,16 @@ def classifier(dataset: data.Dataset, hidden: Sequence[int] = (256, 32), epochs:
     The cache's key is the data set's hash and the arguments. `ValueError` for a data set without labels, or with one label
     only.
     """
+    if not isinstance(dataset, data.Dataset):
+        raise ValueError(f"dataset must be a data.Dataset, as data.load gives, got {dataset!r}")
     hidden = tuple(checks.whole("hidden", width) for width in checks.listed("hidden", hidden))
     epochs, seed = checks.whole("epochs", epochs), checks.whole("seed", seed, minimum=0)
     if dataset.train_labels is None or dataset.test_labels is None:
         raise ValueError(f"{dataset.name} has no labels to train a classifier on: give an extractor of your own")
     names = "-".join(map(str, (*hidden, epochs, seed)))
     path = Path(pooch.os_cache("nbvae")) / "classifiers" / f"{dataset.sha256[:24]}-{names}.npz"
-    found = _read(path)
+    keys = ["accuracy", *(f"{kind}{i}" for kind in ("weight", "bias") for i in range(len(hidden) + 1))]
+    found = _read(path, keys)
     if found is None:
         found = _train(dataset, hidden, epochs, seed)
         _write(path, found)
@@ -112,11 +115,11 @@ def _train(dataset: data.Dataset, hidden: tuple[int, ...], epochs: int, seed: in
     return arrays | {"accuracy": np.array(network.score(dataset.test.flatten(1).numpy(), dataset.test_labels))}
 
 
-def _read(path: Path) -> dict[str, np.ndarray] | None:
+def _read(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return {key: arrays[key] for key in keys}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 

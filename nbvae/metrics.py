@@ -2,14 +2,15 @@
 
 A distance depends on the number of samples, which is part of each result: compare at equal `n` only. A distance's interval
 covers what other samples of the same sizes would give, bias included, at least 95 times in 100: between sets from nearly one
-distribution it is up to twice as wide as it need be. Shares of `coverage` have intervals of one set's noise only. The
-features' own training is no part of either.
+distribution it is up to twice as wide as it need be. (For the shares of `coverage` see there.) The noise of both sets is part
+of every interval, the features' own training of none.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
@@ -113,7 +114,8 @@ def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], n_bootstr
     centre = a.mean(0)  # moments are sums of squares: near the origin they cancel less
     a, b = a - centre, b - centre
     weights = _resamplings((len(a), len(b)), n_bootstrap, seed)
-    return _interval(lambda w, v: frechet_gaussians(*_moments(a, w), *_moments(b, v)), weights, (len(a), len(b)))
+    values = [frechet_gaussians(*_moments(a, w), *_moments(b, v)) for w, v in weights]
+    return _shifted(values, min(len(a), len(b)), 0.0)
 
 
 def kernel_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], n_bootstrap: int = 0, seed: int = 0) -> Measured:
@@ -137,29 +139,28 @@ def coverage(
 
     A ball reaches from a sample to its k-th nearest neighbour in its own set. Precision: the share of fakes in some real's
     ball; recall: of reals in some fake's; density: the mean number of reals' balls around a fake, over k; coverage: the share
-    of reals with a fake in their ball. Intervals resample the samples that are judged, not those with the balls, which a
-    resampling would double: other samples of both sets fall outside them about one time in four.
+    of reals with a fake in their ball. The interval is that of `n_bootstrap` random halves of both sets, moved as that of
+    `frechet_distance`: without replacement, as doubled samples are each other's neighbours; halves, as their spread about the
+    whole is that of a sample as large as the whole (Shao & Wu 1989). In trials it held the mean over other sets of both kinds
+    90 to 99 times in 100, and 86 where a few far samples with wide balls decide.
     """
     real, fake = _features(real, fake)
-    k = checks.whole("k", k)
-    if min(len(real), len(fake)) <= k:
-        raise ValueError(f"k = {k} neighbours need at least {k + 1} samples in each set, got {len(real)} and {len(fake)}")
-    radius_real, radius_fake = (torch.cat([part.kthvalue(k + 1).values for part in _apart(x, x)]) for x in (real, fake))
-    in_real = [part <= radius_real for part in _apart(fake, real)]
-    in_fake = [((part <= radius_fake).any(1), part.amin(1)) for part in _apart(real, fake)]
-    inside, nearest = (torch.cat(each) for each in zip(*in_fake, strict=True))
-    judged = {
-        "precision": torch.cat([part.any(1) for part in in_real]),
-        "recall": inside,
-        "density": torch.cat([part.sum(1) / k for part in in_real]),
-        "coverage": nearest <= radius_real,
-    }
-    n = min(len(real), len(fake))
-    results = {}
-    for name, each in judged.items():
-        weights = torch.stack([w for (w,) in _resamplings((len(each),), n_bootstrap, seed)])
-        results[name] = _shifted((weights @ each.double() / len(each)).tolist(), n)
-    return Coverage(**results)
+    k, n_bootstrap, seed = checks.whole("k", k), _repeats(n_bootstrap), checks.whole("seed", seed, minimum=0)
+    n, least = min(len(real), len(fake)), (k + 1) * (1 + (n_bootstrap > 0))
+    if n < least:
+        halves = " and an interval" * (n_bootstrap > 0)
+        raise ValueError(
+            f"k = {k} neighbours{halves} need at least {least} samples in each set, got {len(real)} and {len(fake)}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+
+    def half(x: Tensor) -> Tensor:
+        return x[torch.randperm(len(x), generator=generator)[: len(x) // 2].to(x.device)]
+
+    values = [_shares(real, fake, k)] + [_shares(half(real), half(fake), k) for _ in range(n_bootstrap)]
+    most = 1.0, 1.0, math.inf, 1.0
+    shares = zip(most, *values, strict=True)
+    return Coverage(*(_shifted(list(share), n, 0.0, bound) for bound, *share in shares))
 
 
 def alignment(means_a: Float[Tensor, "n k"], means_b: Float[Tensor, "n k"], threshold: float = 0.01) -> Alignment:
@@ -169,6 +170,7 @@ def alignment(means_a: Float[Tensor, "n k"], means_b: Float[Tensor, "n k"], thre
     none.
     """
     checks.not_negative("threshold", threshold)
+    means_a, means_b = _tensor(means_a), _tensor(means_b)
     if means_a.dim() != 2 or means_a.shape != means_b.shape:
         raise ValueError(
             f"needs the means of the same examples and as many latents, got {tuple(means_a.shape)} and {tuple(means_b.shape)}"
@@ -208,8 +210,15 @@ def alignment(means_a: Float[Tensor, "n k"], means_b: Float[Tensor, "n k"], thre
     )
 
 
-def _features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
+def _tensor(x: Any) -> Tensor:
+    if not isinstance(x, Tensor | np.ndarray):
+        raise ValueError(f"needs a tensor or an array of samples (n, d), got {type(x).__name__}")
+    return torch.as_tensor(x)
+
+
+def _features(a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    a, b = _tensor(a), _tensor(b)
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or not a.shape[1]:
         raise ValueError(f"needs features (n, d) and (m, d) of one extractor, got {tuple(a.shape)} and {tuple(b.shape)}")
     if min(len(a), len(b)) < 2:
         raise ValueError(f"needs at least two samples in each set, got {len(a)} and {len(b)}")
@@ -236,8 +245,8 @@ def _moments(x: Tensor, weight: Tensor) -> tuple[Float[Tensor, " d"], Float[Tens
 
 def _resamplings(sizes: tuple[int, ...], n_bootstrap: int, seed: int) -> list[tuple[Tensor, ...]]:
     """How often each sample stands in each set: once, and in `n_bootstrap` resamplings with replacement."""
-    n_bootstrap = checks.whole("n_bootstrap", n_bootstrap, minimum=0)
-    generator = torch.Generator().manual_seed(seed)
+    n_bootstrap = _repeats(n_bootstrap)
+    generator = torch.Generator().manual_seed(checks.whole("seed", seed, minimum=0))
     once = [tuple(torch.ones(size, dtype=torch.float64) for size in sizes)]
     return once + [
         tuple(torch.randint(size, (size,), generator=generator).bincount(minlength=size).double() for size in sizes)
@@ -245,18 +254,21 @@ def _resamplings(sizes: tuple[int, ...], n_bootstrap: int, seed: int) -> list[tu
     ]
 
 
-def _interval(statistic: Callable[..., float], weights: list[tuple[Tensor, ...]], sizes: tuple[int, ...]) -> Measured:
-    return _shifted([statistic(*each) for each in weights], min(sizes))
+def _repeats(n_bootstrap: int) -> int:
+    n_bootstrap = checks.whole("n_bootstrap", n_bootstrap, minimum=0)
+    if n_bootstrap == 1:
+        raise ValueError("n_bootstrap must be 0, for no interval, or at least 2, got 1")
+    return n_bootstrap
 
 
-def _shifted(values: list[float], n: int) -> Measured:
+def _shifted(values: list[float], n: int, least: float = -math.inf, most: float = math.inf) -> Measured:
     """The first value, and the 2.5 and 97.5 % quantiles of the others, moved so that their mean is on the first."""
     value = values[0]
     if len(values) == 1:
         return Measured(value, math.nan, math.nan, n)
     others = torch.tensor(values[1:], dtype=torch.float64)
     low, high = (others.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)) - others.mean() + value).tolist()
-    return Measured(value, low, high, n)
+    return Measured(value, max(low, least), min(high, most), n)
 
 
 def _quadratic(x: Tensor, y: Tensor, w: Tensor, v: Tensor, same: bool) -> Float[Tensor, " resamplings"]:
@@ -270,6 +282,16 @@ def _quadratic(x: Tensor, y: Tensor, w: Tensor, v: Tensor, same: bool) -> Float[
         total += ((w[:, top : top + rows] @ kernel) * v).sum(1)
     pairs = w.sum(1) * v.sum(1) - ((w * v).sum(1) if same else 0)
     return total / pairs
+
+
+def _shares(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], k: int) -> list[float]:
+    """Precision, recall, density and coverage."""
+    radius_real, radius_fake = (torch.cat([part.kthvalue(k + 1).values for part in _apart(x, x)]) for x in (real, fake))
+    around = torch.cat([(part <= radius_real).sum(1) for part in _apart(fake, real)])  # reals' balls around each fake
+    in_fake = [((part <= radius_fake).any(1), part.amin(1)) for part in _apart(real, fake)]
+    inside, nearest = (torch.cat(each) for each in zip(*in_fake, strict=True))
+    shares = around > 0, inside, around / k, nearest <= radius_real
+    return [share.double().mean().item() for share in shares]
 
 
 def _apart(x: Tensor, y: Tensor) -> Iterator[Float[Tensor, "rows m"]]:

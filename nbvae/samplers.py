@@ -35,12 +35,14 @@ class Sampler:
     def __init__(self, model: Any):
         if hasattr(model, "at"):
             raise ValueError("a model of many β samples at one β: give model.at(beta)")
-        self.model = model
+        self.model = _model(model)
 
     @torch.no_grad()
     def codes(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n k"]:
         """n draws of z (n, k)."""
         n = checks.whole("n", n)
+        if not isinstance(generator, torch.Generator | None):
+            raise ValueError(f"generator must be a torch.Generator, or None for the global stream, got {generator!r}")
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device if generator else None))
         with seeded(seed, self.model.prior().mean.device):
             return self._draw(n)
@@ -119,7 +121,7 @@ class Chain(Sampler):
     ):
         self.views = _ladder(model, betas)
         super().__init__(self.views[-1])
-        draws = checks.whole("draws", draws)
+        draws, seed = checks.whole("draws", draws), _seed(seed)
         with seeded(seed, self.model.prior().mean.device):
             every = [_draws(view, x, draws) for view in self.views]
         pairs = itertools.pairwise(every)
@@ -138,7 +140,7 @@ class Chain(Sampler):
         First KL(q(z|x) ‖ p(z)) at the largest β, then E log q(z'|x) − log p(z'|z) for each step. The sum is what x costs if
         each code is sent given the one before; coded at once, it costs the rate at the smallest β.
         """
-        draws = checks.whole("draws", draws)
+        draws, seed = checks.whole("draws", draws), _seed(seed)
         posteriors = [torch.distributions.Independent(torch.distributions.Normal(*_codes(view, x)), 1) for view in self.views]
         stages = [torch.distributions.kl_divergence(posteriors[0], self.views[0].prior()).mean()]
         with seeded(seed, self.model.prior().mean.device):
@@ -154,7 +156,7 @@ class Mixture(Sampler):
 
     def __init__(self, model: Any, x: Float[Tensor, "batch *shape"], n_components: int = 10, draws: int = 5, seed: int = 0):
         super().__init__(model)
-        draws = checks.whole("draws", draws)
+        draws, seed = checks.whole("draws", draws), _seed(seed)
         with seeded(seed, model.prior().mean.device):
             z = _draws(model, x, draws)
         self.fitted = _Conditional(_mixture(z, n_components, seed), 0)
@@ -163,7 +165,7 @@ class Mixture(Sampler):
     def rate(self, x: Float[Tensor, "batch *shape"], draws: int = 5, seed: int = 0) -> float:
         """E log q(z|x) − log mixture(z), nats: what x (batch, *shape) costs if the mixture takes the prior's place."""
         posterior = torch.distributions.Independent(torch.distributions.Normal(*_codes(self.model, x)), 1)
-        with seeded(seed, self.model.prior().mean.device):
+        with seeded(_seed(seed), self.model.prior().mean.device):
             z = posterior.sample((checks.whole("draws", draws),))
         flat = z.flatten(0, 1)
         return (posterior.log_prob(z).double().cpu().flatten() - self.fitted.log_prob(flat, flat[:, :0])).mean().item()
@@ -189,7 +191,9 @@ class SecondStage(Sampler):
         seed: int = 0,
     ):
         super().__init__(model)
-        place = model.prior().mean.device
+        if not isinstance(config, training.TrainConfig | None):
+            raise ValueError(f"config must be a training.TrainConfig, or None for the default, got {config!r}")
+        seed, place = _seed(seed), model.prior().mean.device
         config = config or training.TrainConfig(epochs=30, batch_size=256, lr=3e-3, schedule="one_cycle")
         with seeded(seed, place):
             z = _draws(model, x, checks.whole("draws", draws)).cpu().float()
@@ -268,12 +272,25 @@ def _ladder(model: Any, betas: Sequence[float] | None) -> list[Any]:
         )
     else:
         betas = sorted((checks.positive("betas", beta) for beta in checks.listed("betas", betas)), reverse=True)
+        if len(set(betas)) < len(betas):
+            raise ValueError(f"betas must differ, got {', '.join(f'{beta:g}' for beta in betas)}")
         views = [model.at(beta) for beta in betas]
     if len(views) < 2 or any(hasattr(view, "at") for view in views):
         raise ValueError(
             "a ladder needs at least two βs of one model of many β, or a list of at least two models, coarse to fine"
         )
-    return views
+    return [_model(view) for view in views]
+
+
+def _model(model: Any) -> Any:
+    if not all(hasattr(model, name) for name in ("posterior", "likelihood", "prior")):
+        raise ValueError(f"needs a model with posterior, likelihood and prior, as models.VAE, got {model!r}")
+    return model
+
+
+def _seed(seed: Any) -> int:
+    """`seed`, if it is one for torch and for scikit-learn."""
+    return int(checks.between("seed", checks.whole("seed", seed, minimum=0), 0, 2**32 - 1))
 
 
 def _codes(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,6 +102,12 @@ def brute_kernel_distance(a, b):
     return (off[:n, :n].sum() / (n * (n - 1)) + off[n:, n:].sum() / (m * (m - 1)) - 2 * k[:n, n:].mean()).item()
 
 
+def test_no_distance_and_no_interval_is_below_zero():
+    x = normal(50, 3)
+    found = metrics.frechet_distance(x, x + 0.01, n_bootstrap=40)
+    assert 0 <= found.low <= found.value
+
+
 def test_kernel_distance_is_the_u_statistic(monkeypatch):
     a, b = normal(13, 3), 1 + normal(9, 3)
     exact = brute_kernel_distance(a, b)
@@ -169,6 +175,22 @@ def test_coverage_tells_fidelity_from_diversity():
     assert same.coverage.value == pytest.approx(exact, abs=0.03)
 
 
+def test_intervals_of_the_shares_count_the_noise_of_both_sets():
+    """Over 50 draws of both sets. Resampling one of the two alone covers the mean three times in four."""
+    generator = torch.Generator().manual_seed(5)
+    sets = [[torch.randn(200, 6, generator=generator) + shift for shift in (0, 0.5)] for _ in range(50)]
+    found = [metrics.coverage(*pair, n_bootstrap=80, seed=i) for i, pair in enumerate(sets)]
+    for each in zip(*found, strict=True):
+        mean = np.mean([one.value for one in each])
+        assert np.mean([one.low <= mean <= one.high for one in each]) >= 0.87
+        spread = np.std([one.value for one in each], ddof=1)
+        assert np.mean([one.high - one.low for one in each]) / (2 * spread) == pytest.approx(1.96, rel=0.3)
+    one = found[0].precision
+    assert one.low < one.value < one.high
+    full = metrics.coverage(sets[0][0], sets[0][0], n_bootstrap=10)
+    assert (full.recall.value, full.recall.high) == (1, 1)  # no share is above 1
+
+
 def test_alignment_of_known_transformations():
     x = normal(4000, 4) * torch.tensor([1.0, 0.9, 0.7, 0.5], dtype=torch.float64)
     permuted = (x * torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64))[:, [2, 0, 3, 1]]
@@ -221,6 +243,14 @@ def test_bad_input_is_answered_in_one_line():
     one_line(lambda: metrics.frechet_distance(normal(20, 3) / 0, normal(20, 3)), "finite")
     one_line(lambda: metrics.frechet_distance(normal(20, 3), normal(20, 3), n_bootstrap=-1), "n_bootstrap")
     one_line(lambda: metrics.coverage(normal(5, 2), normal(9, 2)), "at least 6 samples")
+    one_line(lambda: metrics.coverage(normal(11, 2), normal(15, 2), n_bootstrap=9), "interval", "at least 12 samples")
+    one_line(lambda: metrics.kernel_distance(normal(9, 0), normal(9, 0)), "(9, 0)")
+    one_line(lambda: metrics.kernel_distance([[1.0]], [[2.0]]), "list")
+    for distance in (metrics.frechet_distance, metrics.kernel_distance, metrics.coverage):
+        x = normal(20, 2)
+        one_line(lambda: distance(x, x, n_bootstrap=1), "n_bootstrap", "at least 2")  # noqa: B023
+        one_line(lambda: distance(x, x, n_bootstrap=2, seed=1.5), "seed must be", "1.5")  # noqa: B023
+        assert str(distance(x.numpy(), x.numpy())) == str(distance(x, x))  # arrays serve as well
     one_line(lambda: metrics.coverage(normal(9, 2), normal(9, 2), k=0), "k must be")
     one_line(lambda: metrics.alignment(normal(9, 2), normal(9, 3)), "(9, 3)")
     one_line(lambda: metrics.alignment(normal(4, 3), normal(4, 3)), "at least 5")
@@ -262,6 +292,8 @@ def test_classifier_trains_again_where_the_cache_is_spoilt_or_cannot_be_written(
     file.write_bytes(b"PK no archive")
     spoilt = metrics.classifier(digits, hidden=[8], epochs=1)
     assert spoilt.dim == 8
+    np.savez(file, accuracy=1.0)  # no layers
+    assert metrics.classifier(digits, hidden=[8], epochs=1).accuracy == spoilt.accuracy
     blocked = tmp_path / "a file"
     blocked.write_text("")
     monkeypatch.setattr(features.pooch, "os_cache", lambda _: blocked)
@@ -272,6 +304,7 @@ def test_extractors_refuse_what_they_cannot_use(monkeypatch, tmp_path):
     monkeypatch.setattr(features.pooch, "os_cache", lambda _: tmp_path)
     one_line(lambda: metrics.classifier(data.load("gaussian", sizes=(20, 5, 5))), "no labels")
     one_line(lambda: metrics.classifier(data.load("digits"), hidden=[]), "hidden")
+    one_line(lambda: metrics.classifier("digits"), "data.Dataset", "'digits'")
     x = torch.rand(30, 1, 4, 4)
     same = data.Dataset("same", x, x, x, *[torch.zeros(30, dtype=torch.int64)] * 3)
     one_line(lambda: metrics.classifier(same), "one label")

@@ -232,6 +232,16 @@ def test_bad_input_is_answered_in_one_line(trained):
     digits, model, many = trained
     one_line(lambda: samplers.Prior(many), "model.at(beta)")
     one_line(lambda: samplers.Prior(model).sample(0), "n must be")
+    one_line(lambda: samplers.Prior(None), "posterior, likelihood and prior", "None")
+    for generator in (5, np.random.default_rng(0), 0):
+        one_line(lambda: samplers.Prior(model).sample(2, generator), "generator must be a torch.Generator")  # noqa: B023
+    for seed in ("a", -1, 2**32):
+        one_line(lambda: samplers.Mixture(model, digits.train, seed=seed), "seed must be", repr(seed))  # noqa: B023
+        one_line(lambda: samplers.Chain(many, digits.train, (1.0, 2.0), seed=seed), "seed must be")  # noqa: B023
+        one_line(lambda: samplers.SecondStage(model, digits.train, seed=seed), "seed must be")  # noqa: B023
+    one_line(lambda: samplers.SecondStage(model, digits.train, {"epochs": 1}), "config must be a training.TrainConfig")
+    one_line(lambda: samplers.Recursive([model, None]), "posterior, likelihood and prior", "None")
+    one_line(lambda: samplers.Recursive(many, (1.0, 1.0)), "betas must differ, got 1, 1")
     one_line(lambda: samplers.Recursive(many), "at least two")
     one_line(lambda: samplers.Recursive(many, (1.0,)), "at least two")
     one_line(lambda: samplers.Recursive(many, (1.0, 1e6)), "range")
