@@ -29,7 +29,7 @@ PLAN: dict[str, Any] = {
     "weights": [[0.4, 2.5], [0.6, 0.18], [0.6, 0.28], [0.75, 0.18], [0.75, 0.28], [1.0, 0.3], [1.0, 3.0], [2.0, 0.5]],
     "passes": [24, 240],
     "pair_passes": [40, 400],
-    **{"seeds": 3, "pair_seeds": 64, "search_seeds": 64, "few_seeds": 16, "heavy": [0.4, 2.5], "tolerance": 0.03},
+    **{"seeds": 3, "pair_seeds": 64, "search_seeds": 64, "few_seeds": 16, "heavy": [0.4, 2.5], "tolerance": [0.1, 0.05]},
     **{"images": 2000, "reference": 1200, "latent_dim": 8, "pair_latent_dim": 4, "pair_hidden": [64]},
 }
 OBJECTIVES: dict[str, Any] = {
@@ -163,7 +163,7 @@ class Study:
         constant, *slopes = np.linalg.lstsq(design, np.array(places), rcond=None)[0]
         slope = np.transpose(slopes)
         logs, tried = np.linalg.solve(slope, target - constant), []
-        for some in (few, others):
+        for some, tolerance in zip((few, others), PLAN["tolerance"], strict=True):
             target = target if some is few else place([heavy], some)[0]
             before, move = np.zeros(2), np.zeros(2)
             for _ in range(10):
@@ -172,9 +172,9 @@ class Study:
                 print(
                     f"{passes} passes: {len(some)} seeds, a and w {np.exp(logs).round(3)}: ΔR, ΔD {found.round(3)}", flush=True
                 )
-                if np.abs(found).max() <= PLAN["tolerance"]:
+                if np.abs(found).max() <= tolerance:
                     break
-                if move.any():
+                if move.any() and np.abs(found).max() > 0.2:  # nearer it is noise that would be learned
                     slope = slope + np.outer(found - before - slope @ move, move) / (move @ move)
                 before, move = found, np.clip(np.linalg.solve(slope, -found), -0.5, 0.5)
                 logs = logs + move
