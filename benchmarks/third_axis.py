@@ -2,7 +2,7 @@
 
     python benchmarks/third_axis.py [--out third_axis.json]
 
-Digits, three quarters of an hour on one core. β-VAEs, models of many β, weights on ② and ④ and the
+Digits, half an hour on one core. β-VAEs, models of many β, weights on ② and ④ and the
 objectives of chapter 2, each after few and after many passes: terms of the rate on training images, moments of q(z), Fréchet
 distances of prior and of aggregate samples to the test images. The pair's weights are searched on seeds of their own.
 What is known already is not repeated: each part is written to --out as it ends.
