@@ -122,3 +122,19 @@ def test_recorded_results_are_found_and_missing_ones_named():
     with pytest.raises(FileNotFoundError, match=r"nosuch\.json is missing") as error:
         notebook.recorded("nosuch")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stem", ["06_aggregated_posterior", "07_alignment"])
+@pytest.mark.parametrize(
+    ("injected", "message"),
+    [
+        ("betas = [0.2, 0.2, 2]", "betas needs three different values, got [0.2, 2.0]"),
+        ("dataset = 'gaussian'", "examples of 0 and 1, train_labels and test_labels; got 'gaussian'"),
+    ],
+)
+def test_chapters_with_labels_say_what_they_need(shell, stem, injected, message):
+    chapter = next(each for each in CHAPTERS if each.stem == stem)
+    error, _ = run(shell, chapter, injected)
+    assert isinstance(error, ValueError)
+    assert message in str(error)
+    assert "\n" not in str(error)
