@@ -28,6 +28,7 @@ from torch import nn
 
 import nbvae
 from nbvae import data, estimators, models, objectives, training
+from nbvae.models import multi_beta
 
 FOUR = (0.01, 0.1, 1.0, 10.0)
 TEN = tuple(float(f"{beta:.4g}") for beta in np.geomspace(0.01, 10, 10))
@@ -222,7 +223,7 @@ class Race:
 class FreeVariance(models.MultiBetaVAE):
     """The posterior's log-variance as the encoder gives it, without the response to β that the linear optimum has."""
 
-    def encode(self, x: torch.Tensor, condition: models.Condition) -> torch.distributions.Independent:
+    def encode(self, x: torch.Tensor, condition: multi_beta.Condition) -> torch.distributions.Independent:
         mean, log_variance = self.encoder(self._flat(x), condition.encoder).chunk(2, dim=-1)
         normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp(), validate_args=False)
         return torch.distributions.Independent(normal, 1, validate_args=False)

@@ -81,7 +81,7 @@ class Notebook:
 
     def key(self) -> str:
         """Changes exactly when the results may change: source, library, pinned packages, data, way of execution."""
-        library = sorted((self.root / "nbvae").glob("*.py"))
+        library = sorted((self.root / "nbvae").rglob("*.py"))
         # Named data sets come with pinned packages or are verified by the library; only a reader's own file can change.
         own = self.root / str(self.parameters().get("dataset", ""))
         digest = hash_files([self.source, *library, self.root / "constraints.txt", *([own] if own.is_file() else [])])

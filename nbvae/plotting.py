@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from nbvae import curves, decomposition
+from nbvae import curves, estimators
 
 # Okabe and Ito's colours, distinct to colour-blind readers; each series has a marker of its own besides.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -146,9 +146,7 @@ def image_grid(
     return ax
 
 
-def four_terms(
-    series: Mapping[str, decomposition.Decomposition], errors: float = 2.0, limit: float | None = None
-) -> np.ndarray:
+def four_terms(series: Mapping[str, estimators.Decomposition], errors: float = 2.0, limit: float | None = None) -> np.ndarray:
     """The rate of each named model as stacked bars ② + TC + DW beside its distortion; the two `Axes`.
 
     Bars of ± `errors` standard errors stand at the end of each term. Bars are cut at `limit` nats. The dotted line is log N,

@@ -19,9 +19,11 @@ from jaxtyping import Float
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from nbvae import aggregate, calibration, checks, data, models, objectives, training
-from nbvae.elbo import check_data
-from nbvae.stacking import seeded
+from nbvae import checks, data, models, objectives, training
+from nbvae._randomness import seeded
+from nbvae.objectives import check_data
+from nbvae.posterior import encode
+from nbvae.training import calibration
 
 __all__ = ["Aggregate", "Chain", "Mixture", "Prior", "Recursive", "Sampler", "SecondStage"]
 
@@ -296,7 +298,7 @@ def _seed(seed: Any) -> int:
 def _codes(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     check_data(model, x)
     checks.examples(x, least=2)
-    return aggregate.codes(model, x)
+    return encode(model, x)
 
 
 def _draws(model: Any, x: Tensor, draws: int) -> Float[Tensor, "n_draws k"]:

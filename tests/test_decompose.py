@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import distributions
 
-from nbvae import aggregate, analytic, data, decomposition, estimators, models, objectives, training
+from nbvae import analytic, data, estimators, models, objectives, posterior, training
+from nbvae.estimators import decomposition
+from nbvae.posterior import mixture
 
 TERMS = ("mutual_information", "marginal_kl", "total_correlation", "dimension_kl")
 
@@ -406,7 +408,7 @@ def test_stream_model_and_parts(monkeypatch):
     assert a.mutual_information == b.mutual_information != other.mutual_information
     assert all(parameter.grad is None for parameter in model.parameters())
     monkeypatch.setattr(decomposition, "_CHUNK", 4 * 7)
-    monkeypatch.setattr(aggregate, "_CHUNK", 4 * 6)
+    monkeypatch.setattr(mixture, "_CHUNK", 4 * 6)
     parts = estimators.decompose(model, x, n_samples=20, seed=1)
     assert parts.rate == pytest.approx(a.rate, rel=1e-12)
     for name in TERMS:  # the examples' noise is shared, that of z is not
@@ -538,18 +540,18 @@ def plain_minibatch(z, mean, std, n, estimator):
     return np.mean(values, 0)
 
 
-@pytest.mark.parametrize("estimator", aggregate.MINIBATCH)
+@pytest.mark.parametrize("estimator", posterior.MINIBATCH)
 @pytest.mark.parametrize("batch_size", [5, 20])
 def test_minibatch_terms_are_those_of_their_definition(estimator, batch_size, monkeypatch):
     reference = gaussian_sample(20, MEAN, ROOT)
     model = linear_model(ENCODER, VARIANCES[2.0], ENCODER_BIAS)
-    seen, pairwise = [], aggregate.pairwise
+    seen, pairwise = [], posterior.pairwise
 
     def keep(*codes):
         seen.append([part.numpy() for part in codes])
         return pairwise(*codes)
 
-    monkeypatch.setattr(aggregate, "pairwise", keep)
+    monkeypatch.setattr(decomposition, "pairwise", keep)
     found = estimators.minibatch_terms(model, reference, batch_size, estimator, n_batches=6)
     rows = np.array([plain_minibatch(*codes, 20, estimator) for codes in seen])
     assert rows.shape == (6, 4)
@@ -602,7 +604,7 @@ def test_minibatch_terms_of_separated_and_of_equal_posteriors():
     x = 5 * torch.arange(n, dtype=torch.float64).unsqueeze(1)
     apart = linear_model(np.ones((k, 1)), np.full(k, 0.01))
     equal = linear_model(np.zeros((k, 1)), np.ones(k))
-    for estimator in aggregate.MINIBATCH:
+    for estimator in posterior.MINIBATCH:
         information = math.log(n * b) if estimator == "weighted" else math.log(n)
         found = estimators.minibatch_terms(apart, x, b, estimator, n_batches=5)
         assert found.mutual_information.value == pytest.approx(information, abs=1e-9)

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from nbvae import analytic, data, estimators, likelihoods, models, objectives, training
+from nbvae import analytic, data, estimators, models, objectives, training
+from nbvae.estimators import rd
+from nbvae.models import likelihoods
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_standard_errors_are_those_of_independent_repetitions(linear):
 def test_chunks_change_nothing(linear, monkeypatch):
     model, x = linear
     whole = estimators.evaluate(model, x[:100], n_samples=400)
-    monkeypatch.setattr(estimators, "_CHUNK", 5 * 7)
+    monkeypatch.setattr(rd, "_CHUNK", 5 * 7)
     parts = estimators.evaluate(model, x[:100], n_samples=400)
     assert parts.rate == pytest.approx(whole.rate, rel=1e-12)
     assert parts.mse == pytest.approx(whole.mse, abs=4 * math.hypot(whole.mse_stderr, parts.mse_stderr) / 20)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
-from nbvae import analytic, estimators, evidence, models
+from nbvae import analytic, estimators, models
+from nbvae.estimators import evidence
 
 # Orthogonal decoder columns: the true posterior is then diagonal, so that an encoder can equal it.
 DECODER = torch.tensor([[1.5, 0.0], [0.0, 0.8], [1.0, 0.0], [0.0, -0.6]], dtype=torch.float64)

@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy import special, stats
 
-from nbvae import calibration, data, likelihoods, models, objectives, training
+from nbvae import data, models, objectives, training
+from nbvae.models import likelihoods
+from nbvae.training import calibration
 
 
 @pytest.mark.parametrize("logit", [-30.0, -2.0, 0.0, 0.7, 12.0])

@@ -10,7 +10,8 @@ import scipy.linalg
 import torch
 from scipy import stats
 
-from nbvae import data, features, metrics
+from nbvae import data, metrics
+from nbvae.metrics import distances, features
 
 RNG = torch.Generator().manual_seed(0)
 
@@ -112,7 +113,7 @@ def test_kernel_distance_is_the_u_statistic(monkeypatch):
     a, b = normal(13, 3), 1 + normal(9, 3)
     exact = brute_kernel_distance(a, b)
     assert metrics.kernel_distance(a, b).value == pytest.approx(exact, rel=1e-12)
-    monkeypatch.setattr(metrics, "_BLOCK", 20)
+    monkeypatch.setattr(distances, "_BLOCK", 20)
     assert metrics.kernel_distance(a, b).value == pytest.approx(exact, rel=1e-12)
 
 
@@ -152,7 +153,7 @@ def test_coverage_is_what_its_definitions_say(monkeypatch):
     real, fake = normal(40, 2), 0.7 + 0.6 * normal(30, 2)
     expected = brute_coverage(real, fake, 3)
     for block in (1 << 22, 50):
-        monkeypatch.setattr(metrics, "_BLOCK", block)
+        monkeypatch.setattr(distances, "_BLOCK", block)
         found = metrics.coverage(real, fake, k=3)
         assert [each.value for each in found] == pytest.approx(expected)
     assert {each.n for each in found} == {30}

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from nbvae import analytic, calibration, data, estimators, models, objectives, stacking, training
-from nbvae import nn as networks
+from nbvae import analytic, data, estimators, models, objectives, training
+from nbvae.models import networks
+from nbvae.training import calibration
 
 RANGE = (0.02, 20.0)
 
 
 def seeded(make, seed=0):
-    with stacking.seeded(seed):
+    with training.seeded(seed):
         return make()
 
 
@@ -30,7 +31,7 @@ def multi(network="mlp", shape=(6,), **options):
 
 def jolt(model):
     """Zero-initialised conditioning hides mistakes: move every weight."""
-    with torch.no_grad(), stacking.seeded(1):
+    with torch.no_grad(), training.seeded(1):
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model
@@ -108,7 +109,7 @@ def test_the_objective_is_the_weighted_average_over_beta(power):
     """The stratified loss against quadrature over log β of each example's own D + βR, with the same linear model."""
     model = jolt(multi("linear", hidden=None))
     x = torch.randn(1, 6, dtype=torch.float64)
-    with stacking.seeded(3):
+    with training.seeded(3):
         losses = [objectives.MultiBeta(power)(model, x.expand(500, -1)).total for _ in range(60)]
     found, error = torch.stack(losses).mean().item(), (torch.stack(losses).std() / 60**0.5).item()
     grid = np.exp(np.linspace(*np.log(RANGE), 400))
@@ -130,7 +131,7 @@ def test_betas_are_stratified_over_the_whole_range():
             return super().condition(log_beta)
 
     model = Spy((6,), 3, likelihood="gaussian", beta_range=RANGE)
-    with stacking.seeded(0):
+    with training.seeded(0):
         objectives.MultiBeta()(model, torch.randn(50, 6))
     place = (model.seen - math.log(RANGE[0])) / math.log(RANGE[1] / RANGE[0])
     assert torch.equal((place * 50).floor().sort().values, torch.arange(50.0))
@@ -141,7 +142,7 @@ def test_every_place_in_a_batch_sees_the_whole_range():
     """Else the loss of an ordered batch would pair its examples with their βs: here, two examples that differ much."""
     model = jolt(multi("linear", hidden=None))
     x = torch.stack([torch.zeros(6), 5 * torch.ones(6)]).double()
-    with stacking.seeded(3):
+    with training.seeded(3):
         both = torch.tensor(
             [[objectives.MultiBeta()(model, each).total.item() for each in (x, x.flip(0))] for _ in range(3000)]
         )
@@ -324,7 +325,7 @@ def test_a_range_may_be_a_tensor():
 def test_sigma_is_calibrated_for_one_beta_alone():
     model, x = jolt(multi()), torch.randn(300, 6, dtype=torch.float64)
     low, high = model.at(0.02), model.at(20.0)
-    with stacking.seeded(0):
+    with training.seeded(0):
         calibration.calibrate(low, x)
     mse = estimators.evaluate(low, x, n_samples=50).mse
     assert low.pixels.scale.item() ** 2 == pytest.approx(mse / 6, rel=0.05)

@@ -13,11 +13,11 @@ import torch
 from still import Still
 from torch import distributions
 
-from nbvae import aggregate, analytic, data, estimators, models, objectives, training
+from nbvae import analytic, data, estimators, models, objectives, posterior, training
 
 SHAPE, K = (1, 2, 3), 3
 GROUPS = ((0, 2), (1,))
-LOG_Q = (*aggregate.MINIBATCH, "exact")
+LOG_Q = (*posterior.MINIBATCH, "exact")
 # The options of `estimator` of each row that has them, the published one first.
 ESTIMATORS = {
     "dip_vae_i": ("batch", "exact"),
@@ -418,11 +418,11 @@ def test_mmd_of_two_gaussians_is_the_closed_form_and_its_bias_is_the_pairs_of_a_
     k, n, m, draws = 4, 10, 15, 4000
     a, b = mean + std * torch.randn(draws, n, k).double(), torch.randn(draws, m, k).double()
     exact, same, prior = population_mmd(mean, std, k)
-    unbiased, biased = aggregate.sample_mmd(a, b, unbiased=True), aggregate.sample_mmd(a, b)
+    unbiased, biased = posterior.sample_mmd(a, b, unbiased=True), posterior.sample_mmd(a, b)
     for value, expected in ((unbiased, exact), (biased, (1 - same) / n + (1 - prior) / m + exact)):
         assert abs(value.mean() - expected) < 4 * value.std() / draws**0.5
     assert (biased >= 0).all()
-    assert abs(aggregate.sample_mmd(a[0], a[0])) < 1e-12
+    assert abs(posterior.sample_mmd(a[0], a[0])) < 1e-12
 
 
 # ---------------------------------------------------------------- the discriminator of FactorVAE
@@ -694,10 +694,10 @@ def information_of_one(x, latent):
     @torch.no_grad()
     def of(model):
         torch.manual_seed(1)
-        mean, std = (part.repeat(4, 1)[:, [latent]] for part in aggregate.gaussian(model.posterior(x)))
+        mean, std = (part.repeat(4, 1)[:, [latent]] for part in posterior.mean_and_std(model.posterior(x)))
         z = torch.normal(mean, std)
         own = distributions.Normal(mean, std).log_prob(z)[:, 0].double()
-        return (own - aggregate.log_density(z, mean[: len(x)], std[: len(x)])).mean().item()
+        return (own - posterior.log_density(z, mean[: len(x)], std[: len(x)])).mean().item()
 
     return of
 
@@ -901,10 +901,10 @@ def test_latents_that_the_model_does_not_have(estimator):
 def test_a_reference_that_the_batch_does_not_come_from(case):
     """Every term over a reference needs two examples; a minibatch estimator at least the batch. Other rows do not look."""
     model, x, objective, estimator = tiny(), binary(4), build(case), case[1]["estimator"]
-    if estimator in (*aggregate.MINIBATCH, "exact", "discriminator"):
+    if estimator in (*posterior.MINIBATCH, "exact", "discriminator"):
         for n in (0, 1):
             refused("at least two examples", lambda n=n: objective(model, x, reference=binary(8)[:n]))
-    if estimator in aggregate.MINIBATCH:
+    if estimator in posterior.MINIBATCH:
         refused("a batch of 4 cannot come from a reference of 3", lambda: objective(model, x, reference=binary(3)))
     assert objective(model, x, reference=binary(4, seed=8)).total.isfinite()
 

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
-from nbvae import analytic, data, models, samplers, stacking, training
+from nbvae import analytic, data, models, samplers, training
 
 LADDER = (4.0, 2.0, 1.0)
 SIGMA2 = 0.3
@@ -133,7 +133,7 @@ def test_a_conditional_mixture_is_bayes_rule():
     weights = np.array(weights) / np.sum(weights)
     mean = weights @ means
     cov = sum(w * (c + np.outer(m - mean, m - mean)) for w, m, c in zip(weights, means, covs, strict=True))
-    with stacking.seeded(0):
+    with training.seeded(0):
         found = samplers._Conditional(mixture, 2).sample(torch.from_numpy(given).expand(200_000, 2)).double()
     np.testing.assert_allclose(found.mean(0), mean, atol=5 * np.sqrt(cov.max() / 2e5))
     np.testing.assert_allclose(torch.cov(found.T), cov, atol=0.03 * cov.max())
@@ -174,7 +174,7 @@ def test_more_components_follow_an_aggregate_that_is_no_gaussian():
 @pytest.fixture(scope="module")
 def trained():
     digits = data.load("digits")
-    with stacking.seeded(0):
+    with training.seeded(0):
         model = models.VAE(digits.shape, 4, hidden=(32,))
         many = models.MultiBetaVAE(digits.shape, 4, hidden=(32,))
     return digits, model, many

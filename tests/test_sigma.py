@@ -10,7 +10,10 @@ import pytest
 import torch
 from still import Still
 
-from nbvae import analytic, calibration, data, decomposition, estimators, likelihoods, models, objectives, stacking, training
+from nbvae import analytic, data, estimators, models, objectives, training
+from nbvae.estimators import decomposition
+from nbvae.models import likelihoods
+from nbvae.training import calibration
 
 LEARNED = ("global", "optimal", "z", "z_diag")
 QUICK = training.TrainConfig(epochs=2, batch_size=300, lr=3e-3, schedule="cosine")
@@ -142,7 +145,7 @@ def test_optimal_sigma_is_the_error_on_the_training_set(grey):
 
     @torch.no_grad()
     def error(x, seed):
-        with stacking.seeded(seed):
+        with training.seeded(seed):
             rebuilt = model.decoder(model.posterior(x.double()).rsample())
         return (x.double().flatten(1) - rebuilt).square().mean(-1)
 
@@ -164,7 +167,7 @@ def test_a_learned_sigma_starts_at_the_best_multiple_of_the_untrained_one(grey, 
 
     @torch.no_grad()
     def score(factor):
-        with stacking.seeded(5):
+        with training.seeded(5):
             one = model.likelihood(model.posterior(x).rsample())
         scaled = torch.distributions.Normal(one.mean, one.stddev * factor**0.5)
         return scaled.log_prob(x).sum().item(), (x - one.mean).square().mean().item()

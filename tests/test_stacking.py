@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from nbvae import nn as networks
-from nbvae import objectives, stacking
+from nbvae import objectives
+from nbvae.models import networks
+from nbvae.training import stacking
 
 
 @pytest.mark.parametrize("network", ["linear", "mlp"])

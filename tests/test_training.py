@@ -102,7 +102,7 @@ def two_threads():
 @pytest.mark.parametrize("per_group", [1, 2, 4])
 def test_sweep_in_several_groups_is_the_same_sweep(digits, monkeypatch, per_group):
     whole = training.sweep(make, digits, [0.5, 1, 2], seeds=(0, 1), config=CONFIG)
-    monkeypatch.setattr(training, "_GROUP", per_group * sum(p.numel() for p in make().parameters()))
+    monkeypatch.setattr(training._sweep, "_GROUP", per_group * sum(p.numel() for p in make().parameters()))
     for run, other in zip(training.sweep(make, digits, [0.5, 1, 2], seeds=(0, 1), config=CONFIG), whole, strict=True):
         assert_same(run, other)
         assert run.config == other.config
@@ -114,16 +114,16 @@ def test_sweep_in_several_groups_is_the_same_sweep(digits, monkeypatch, per_grou
     ("count", "size", "threads"), [(1, 10, 2), (16, 829_232, 2), (36, 829_232, 2), (3, 10**8, 2), (7, 10**7, 4)]
 )
 def test_groups_hold_every_model_once_and_fill_the_threads(count, size, threads):
-    groups = training._groups(count, size, threads)
+    groups = training._sweep._groups(count, size, threads)
     assert [index for group in groups for index in group] == list(range(count))
-    assert all(len(group) * size <= training._GROUP or len(group) == 1 for group in groups)
+    assert all(len(group) * size <= training._sweep._GROUP or len(group) == 1 for group in groups)
     assert len(groups) in (1, count) or len(groups) % threads == 0
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_an_error_in_one_group_ends_the_others(digits, monkeypatch):
     """Two groups of which the first fails at once: the second, of a million epochs, must end too."""
-    monkeypatch.setattr(training, "_GROUP", 1)
+    monkeypatch.setattr(training._sweep, "_GROUP", 1)
 
     class Fails(objectives.BetaVAE):
         def __call__(self, model, x, step=0, reference=None):

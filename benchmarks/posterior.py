@@ -17,7 +17,8 @@ import resource
 import torch
 from speed import report
 
-from nbvae import aggregate
+from nbvae import posterior
+from nbvae.posterior import mixture
 
 M, N, K = 10_000, 60_000, 16
 
@@ -25,7 +26,7 @@ M, N, K = 10_000, 60_000, 16
 def needed(z: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, cut: float) -> None:
     """Both matrix products and the exponentials, no more."""
     a, b = (-0.5 / std**2).T.contiguous(), (mean / std**2).T.contiguous()
-    squares, columns = z**2, aggregate._BLOCK // 512
+    squares, columns = z**2, mixture._BLOCK // 512
     for top in range(0, M, 512):
         for left in range(0, N, columns):
             block = squares[top : top + 512] @ a[:, left : left + columns]
@@ -58,11 +59,11 @@ def main() -> None:
         std = width * (0.5 + torch.rand(N, K))
         z = (mean + std * torch.randn(N, K))[:M]
         before = peak()
-        found = aggregate.log_density(z, mean, std)
+        found = posterior.log_density(z, mean, std)
         extra = peak() - before
         error = (found[:200] - naive(z[:200], mean, std)).abs().max()
         print(f"posterior widths around {width}: extra memory {extra:.2f} GiB, largest error {error:.1e} nats of 200")
-        exact = functools.partial(aggregate.log_density, z, mean, std)
+        exact = functools.partial(posterior.log_density, z, mean, std)
         report("log q(z) / products and exponentials as they come", exact,
                functools.partial(needed, z, mean, std, -math.inf), options.rounds)  # fmt: skip
         report("log q(z) / products and exponentials, no denormals", exact,

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nbvae import checks, data, elbo, likelihoods
-from nbvae.stacking import seeded
+from nbvae import checks, data, objectives
+from nbvae._randomness import seeded
+from nbvae.models import likelihoods
 
 # Values that are decoded at once: 64 MiB in float32.
 _CHUNK = 1 << 24
@@ -22,7 +23,7 @@ def calibrate(model: Any, x: Float[Tensor, "batch *shape"]) -> None:
     For a fixed σ, "global" or "optimal", whose value is replaced. x should be the training set: on held-out data this fits σ to
     them. `ValueError` for a σ that depends on z, for a likelihood that is not Gaussian and for x that is not the model's data.
     """
-    elbo.check_data(model, x)
+    objectives.check_data(model, x)
     checks.examples(x)
     pixels = gaussian(model)
     if type(pixels) is not likelihoods.Gaussian:

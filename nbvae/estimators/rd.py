@@ -1,41 +1,20 @@
-"""Measurement: what a trained model is worth on data that it is shown, without gradients, with standard errors. Nats."""
+"""Rate, distortion and MSE of a model on data, and curves of them, without gradients, with standard errors. Nats."""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from nbvae import aggregate, checks, curves, objectives
-from nbvae.decomposition import CrossTerms, Decomposition, MinibatchTerms, decompose, minibatch_terms
-from nbvae.evidence import Estimate, ais, gap, iwae
-from nbvae.stacking import seeded
-
-__all__ = [
-    "ActiveUnits",
-    "CrossTerms",
-    "Decomposition",
-    "Estimate",
-    "MinibatchTerms",
-    "Moments",
-    "active_units",
-    "ais",
-    "decompose",
-    "empirical_entropy",
-    "evaluate",
-    "gap",
-    "iwae",
-    "minibatch_terms",
-    "moments",
-    "rd_curve",
-]
+from nbvae import checks, curves, objectives
+from nbvae._randomness import seeded
 
 # Values of x̂ that are held at once, whatever the size of the data: 64 MiB in float32.
 _CHUNK = 1 << 24
+
 _DRAWS = 10_000
 
 
@@ -137,66 +116,3 @@ def empirical_entropy(x: Float[Tensor, "..."]) -> float:
         raise ValueError("the entropy of a data set needs at least one example")
     counts = torch.unique(x.flatten(1), dim=0, return_counts=True)[1].double()
     return -(counts / len(x) * (counts / len(x)).log()).sum().item()
-
-
-class Moments(NamedTuple):
-    """First and second moments of q(z) on x, with the parts that they are made of and standard errors over examples."""
-
-    mean: Float[Tensor, " k"]  # E μ_i
-    mean_stderr: Float[Tensor, " k"]
-    second_moment: Float[Tensor, " k"]  # E z_i² = E[μ_i² + σ_i²]
-    second_moment_stderr: Float[Tensor, " k"]
-    mean_covariance: Float[Tensor, "k k"]  # Cov_x[μ], divided by N: DIP-VAE I's S
-    covariance: Float[Tensor, "k k"]  # Cov_x[μ] + E diag σ²: DIP-VAE II's S, the covariance of q(z)
-
-    @property
-    def off_diagonal(self) -> float:
-        """Σ_{i≠j} Cov_x[μ]_ij², what DIP-VAE's λ_od weighs."""
-        return (self.mean_covariance.square().sum() - self.mean_covariance.diagonal().square().sum()).item()
-
-
-@torch.no_grad()
-def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
-    """Moments of the aggregated posterior of x (batch, *shape), exact: no draws.
-
-    At a stationary point of D + a② + t TC + m DW, m > 0, on the training average, with linear unclamped encoder heads and a
-    linear first layer of the decoder, each `second_moment` is 1 and each `mean` 0, for rescaling or shifting a latent costs
-    nothing else: a check of convergence, necessary and not sufficient.
-    """
-    objectives.check_input(model, x)
-    checks.examples(x, least=2)
-    mean, std = (part.cpu().double() for part in aggregate.codes(model, x))
-    second = mean.square() + std.square()
-    covariance = torch.cov(mean.T, correction=0).reshape(mean.shape[-1], -1)
-    root = len(x) ** 0.5
-    return Moments(
-        mean.mean(0),
-        mean.std(0) / root,
-        second.mean(0),
-        second.std(0) / root,
-        covariance,
-        covariance + std.square().mean(0).diag(),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class ActiveUnits:
-    """Latents whose posterior mean varies over the data by more than the threshold."""
-
-    count: int
-    active: Bool[Tensor, " k"]
-    variance: Float[Tensor, " k"]  # Var_x[μ_i], divided by N − 1
-    variance_stderr: Float[Tensor, " k"]
-
-
-def active_units(model: objectives.Model, x: Float[Tensor, "batch ..."], threshold: float = 0.01) -> ActiveUnits:
-    """Latents with Var_x[μ_i(x)] > `threshold` on x (Burda et al. 2016, section 5.2)."""
-    threshold = checks.positive("threshold", threshold)
-    objectives.check_input(model, x)
-    checks.examples(x, least=2)
-    with torch.no_grad():
-        mean = aggregate.codes(model, x)[0].cpu().double()
-    variance = mean.var(0)
-    # The standard error of a variance, from the spread of the squared deviations.
-    error = (mean - mean.mean(0)).square().std(0) / len(x) ** 0.5
-    return ActiveUnits(int((variance > threshold).sum()), variance > threshold, variance, error)

@@ -1,14 +1,12 @@
-"""The ELBO's terms at one draw of z, with gradients: what objectives are made of, and what they ask of a model."""
+"""What objectives ask of a model, and the ELBO's terms at one draw of z, with gradients: what they are made of."""
 
-import math
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, distributions
 
-from nbvae import aggregate
+from nbvae import checks
+from nbvae.posterior import check_reference, mean_and_std
 
 
 @runtime_checkable
@@ -44,7 +42,7 @@ def elbo_terms(model: Model, x: Float[Tensor, "..."]) -> Terms:
 
     x is (batch, *shape); it is moved to the model's device and precision.
     """
-    return draw(model, x).terms
+    return draw_terms(model, x).terms
 
 
 def check_input(model: Model, x: Tensor, name: str = "x") -> None:
@@ -72,7 +70,7 @@ class Draw(NamedTuple):
     terms: Terms
 
 
-def draw(model: Model, x: Tensor) -> Draw:
+def draw_terms(model: Model, x: Tensor) -> Draw:
     prior = model.prior()
     x = x.to(prior.mean)
     posterior = model.posterior(x)
@@ -81,30 +79,18 @@ def draw(model: Model, x: Tensor) -> Draw:
     return Draw(posterior, z, Terms(distortion, distributions.kl_divergence(posterior, prior)))
 
 
-def codes(model: Model, draw: Draw, reference: Tensor | None) -> tuple[Tensor, Tensor]:
+def components(model: Model, draw: Draw, reference: Tensor | None) -> tuple[Tensor, Tensor]:
     """Means and standard deviations (*models, N, k) of the posteriors of the reference, of the batch without one."""
     if reference is None:
-        return aggregate.gaussian(draw.posterior)
-    aggregate.check_reference(reference)
-    return aggregate.gaussian(model.posterior(reference.to(draw.z)))
+        return mean_and_std(draw.posterior)
+    check_reference(reference)
+    return mean_and_std(model.posterior(reference.to(draw.z)))
 
 
-def log_q(
-    model: Model, draw: Draw, reference: Tensor | None, estimator: str, groups: Sequence[Sequence[int]] = ()
-) -> aggregate.LogDensities:
-    """log q(z) of the batch's z: exact over the reference, or estimated from the batch. With gradients."""
-    batch = draw.z.shape[-2]
-    if reference is not None:
-        aggregate.check_reference(reference)
-    n = batch if reference is None else len(reference)
-    mean, std = codes(model, draw, reference if estimator == "exact" else None)
-    if estimator == "exact":
-        weights = torch.full((n,), -math.log(n), dtype=draw.z.dtype, device=draw.z.device)
-    else:
-        weights = aggregate.log_weights(estimator, batch, n, draw.z)
-    return aggregate.mix(aggregate.pairwise(draw.z, mean, std), weights, groups)
+def set_field(objective: object, name: str, value: object) -> None:
+    object.__setattr__(objective, name, value)  # past the frozen dataclass
 
 
-def per_latent(distribution: distributions.Distribution, z: Tensor) -> Tensor:
-    """log q(z_d|x) (..., k) of a diagonal Gaussian."""
-    return distributions.Normal(*aggregate.gaussian(distribution), validate_args=False).log_prob(z)
+def not_negative_fields(objective: object, *names: str) -> None:
+    for name in names:
+        set_field(objective, name, checks.not_negative(name, getattr(objective, name)))

@@ -6,7 +6,6 @@ alone, then computes all of them in batched matrix products.
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributions, nn
 
-from nbvae import data
+from nbvae._randomness import Streams
 
 
 class StackedLinear(nn.Module):
@@ -133,56 +132,6 @@ def stack_numbers(each: Sequence[Any], like: Tensor) -> Any:
     return stacked
 
 
-class Streams:
-    """The random streams of the models that are trained together, one for each distinct seed.
-
-    Each stream yields what torch's global stream yields to a separate `fit` with that seed, in the same order. The seed None
-    stands for the global stream itself.
-    """
-
-    def __init__(self, seeds: Sequence[int | None], place: torch.device):
-        self.place = place
-        distinct = list(dict.fromkeys(seeds))
-        self.generators = [None if seed is None else torch.Generator(place).manual_seed(seed) for seed in distinct]
-        # A single stream is made anew at every step of some objectives, and needs no index of models.
-        self.of_model = torch.tensor([distinct.index(seed) for seed in seeds], device=place) if len(distinct) > 1 else None
-
-    def permutations(self, n: int) -> list[Tensor]:
-        return [torch.randperm(n, generator=generator, device=self.place) for generator in self.generators]
-
-    def batch(self, dataset: data.Dataset, x: Tensor, orders: list[Tensor]) -> Tensor:
-        """The examples of one step: (batch, *shape) where all models share a seed, else (models, batch, *shape)."""
-        return self._spread(
-            [dataset.draw(x[order], generator) for order, generator in zip(orders, self.generators, strict=True)]
-        )
-
-    def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Standard normal noise: `shape` where all models share a seed, else (models, *shape)."""
-        return self._spread(
-            [
-                torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
-                for generator in self.generators
-            ]
-        )
-
-    def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Uniform noise on [0, 1): `shape` where all models share a seed, else (models, *shape)."""
-        return self._spread(
-            [torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator) for generator in self.generators]
-        )
-
-    def _spread(self, draws: list[Tensor]) -> Tensor:
-        return draws[0] if len(draws) == 1 else torch.stack(draws)[self.of_model]
-
-
-def streams(model: Any, place: torch.device | None = None) -> Streams:
-    """Where a model's random numbers come from: each its own stream in `Together`, torch's global stream otherwise.
-
-    `place` saves asking the model for its device.
-    """
-    return getattr(model, "streams", None) or Streams([None], place or model.prior().mean.device)
-
-
 class Together(nn.Module):
     """A stack of models whose posteriors draw their noise from each model's own stream."""
 
@@ -225,19 +174,3 @@ class StreamedNormal(distributions.Normal):
         if len(sample_shape):
             raise ValueError("models trained together draw one z per example")
         return self.loc + self.streams.normal(self.loc.shape[1:], self.loc) * self.scale
-
-
-def double(x: Tensor) -> Tensor:
-    """x in float64: on its own device, or on the CPU where the device (MPS) has no float64."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
-
-
-@contextmanager
-def seeded(seed: int, place: torch.device | str = "cpu") -> Iterator[None]:
-    """Torch's global stream seeded with `seed` inside, and as it was afterwards."""
-    place = torch.device(place)
-    devices = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        # torch.manual_seed notes a call for each absent accelerator too, with a stack trace: a millisecond each time.
-        (torch.default_generator.manual_seed if place.type == "cpu" else torch.manual_seed)(seed)
-        yield

@@ -9,12 +9,25 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from nbvae import aggregate, checks, objectives
-from nbvae.evidence import Estimate
-from nbvae.stacking import double, seeded
+from nbvae import checks, objectives
+from nbvae._randomness import seeded
+from nbvae._tensors import double
+from nbvae.estimators.evidence import Estimate
+from nbvae.posterior import (
+    check_reference,
+    encode,
+    leave_one_out,
+    log_density,
+    log_weights,
+    mean_and_std,
+    mix,
+    pairwise,
+    partition,
+)
 
 # Pixel values held at once: 64 MiB in float32.
 _CHUNK = 1 << 24
+
 _DRAWS = 10_000
 
 
@@ -179,23 +192,23 @@ def decompose(
     checks.examples(x, least=2)
     reference = x if reference is None else reference
     objectives.check_input(model, reference, "the reference")
-    aggregate.check_reference(reference)
+    check_reference(reference)
     n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
     prior = model.prior()
-    aggregate.gaussian(prior)
-    mean, std = aggregate.codes(model, reference)
+    mean_and_std(prior)
+    mean, std = encode(model, reference)
     k = mean.shape[-1]
-    parts = None if groups is None else aggregate.partition(groups, k)
+    parts = None if groups is None else partition(groups, k)
     own = _own_rows(x, reference)
     with seeded(seed, prior.mean.device):
         z, columns = _draws(model, x, n_samples)
     flat = z.flatten(0, 1)
     if own is None:
-        log_q = log_q_rest = aggregate.log_density(flat, mean, std)
+        log_q = log_q_rest = log_density(flat, mean, std)
     else:
-        log_q, log_q_rest = aggregate.leave_one_out(flat, mean, std, own.to(flat.device).repeat(n_samples))
-    singles = torch.stack([aggregate.log_density(flat[:, [d]], mean[:, [d]], std[:, [d]]) for d in range(k)], -1)
-    log_p = torch.distributions.Normal(*map(double, aggregate.gaussian(prior)), validate_args=False).log_prob(flat)
+        log_q, log_q_rest = leave_one_out(flat, mean, std, own.to(flat.device).repeat(n_samples))
+    singles = torch.stack([log_density(flat[:, [d]], mean[:, [d]], std[:, [d]]) for d in range(k)], -1)
+    log_p = torch.distributions.Normal(*map(double, mean_and_std(prior)), validate_args=False).log_prob(flat)
     own_singles = columns["log_own"].flatten(0, 1)
     log_own = own_singles.sum(-1)
     values = {
@@ -217,7 +230,7 @@ def decompose(
     values["mutual_information_upper"] = log_own - log_q_rest
     values["marginal_kl_lower"] = log_q_rest - log_p.sum(-1)
     if parts is not None:
-        joint = torch.stack([aggregate.log_density(flat[:, list(p)], mean[:, list(p)], std[:, list(p)]) for p in parts]).sum(0)
+        joint = torch.stack([log_density(flat[:, list(p)], mean[:, list(p)], std[:, list(p)]) for p in parts]).sum(0)
         values["between_groups"] = log_q - joint
         values["within_groups"] = joint - singles.sum(-1)
     vectors = {"dimension_kl_per_latent": singles - log_p, "information_per_latent": own_singles - singles}
@@ -247,7 +260,7 @@ def _draws(model: objectives.Model, x: Tensor, n_samples: int) -> tuple[Float[Te
     for part in x.split(max(1, _CHUNK // x[0].numel())):
         part = part.to(prior.mean)
         posterior = model.posterior(part)
-        mean, std = (double(each) for each in aggregate.gaussian(posterior))
+        mean, std = (double(each) for each in mean_and_std(posterior))
         noise = torch.randn((n_samples, *mean.shape), dtype=part.dtype, device=part.device)
         # In float64: a float32 z misses its own posterior where that is narrower than the rounding of its mean.
         z = mean + std * double(noise)
@@ -293,21 +306,21 @@ def minibatch_terms(
 ) -> MinibatchTerms:
     """What training on batches of `batch_size` drawn from the reference would take for the terms that `decompose` measures.
 
-    `estimator` is one of `aggregate.MINIBATCH`, computed by the same code as in the objectives.
+    `estimator` is one of `MINIBATCH`, computed by the same code as in the objectives.
     """
     objectives.check_input(model, reference, "the reference")
-    aggregate.check_reference(reference)
+    check_reference(reference)
     batch_size, n_batches = checks.whole("batch_size", batch_size), checks.whole("n_batches", n_batches, minimum=2)
     prior = model.prior()
-    weights = aggregate.log_weights(estimator, batch_size, len(reference), prior.mean)
-    mean, std = aggregate.codes(model, reference)
+    weights = log_weights(estimator, batch_size, len(reference), prior.mean)
+    mean, std = encode(model, reference)
     rows = []
     with seeded(seed, mean.device):
         for _ in range(n_batches):
             batch = torch.randperm(len(mean), device=mean.device)[:batch_size]
             mu, sigma = mean[batch], std[batch]
             z = torch.normal(mu, sigma)
-            log_q = aggregate.mix(aggregate.pairwise(z, mu, sigma), weights)
+            log_q = mix(pairwise(z, mu, sigma), weights)
             own = torch.distributions.Normal(mu, sigma, validate_args=False).log_prob(z).sum(-1)
             log_p, singles = prior.log_prob(z), log_q.latents.sum(-1)
             ratios = (own - log_q.joint, log_q.joint - log_p, log_q.joint - singles, singles - log_p)

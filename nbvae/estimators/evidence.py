@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nbvae import checks, objectives
-from nbvae.stacking import seeded
+from nbvae._randomness import seeded
 
 # Pixel values held at once, whatever the number of examples and draws: 32 MiB in float32.
 _CHUNK = 1 << 23

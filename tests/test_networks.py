@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nbvae import models
-from nbvae import nn as networks
+from nbvae.models import networks
 
 IMAGES = [(1, 4, 4), (2, 5, 7), (1, 1, 3)]
 

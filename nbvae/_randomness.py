@@ -1,0 +1,71 @@
+"""Where random numbers come from: torch's global stream, seeded and put back, or one stream for each model of a sweep."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbvae import data
+
+
+@contextmanager
+def seeded(seed: int, place: torch.device | str = "cpu") -> Iterator[None]:
+    """Torch's global stream seeded with `seed` inside, and as it was afterwards."""
+    place = torch.device(place)
+    devices = [place] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        # torch.manual_seed notes a call for each absent accelerator too, with a stack trace: a millisecond each time.
+        (torch.default_generator.manual_seed if place.type == "cpu" else torch.manual_seed)(seed)
+        yield
+
+
+class Streams:
+    """The random streams of the models that are trained together, one for each distinct seed.
+
+    Each stream yields what torch's global stream yields to a separate `fit` with that seed, in the same order. The seed None
+    stands for the global stream itself.
+    """
+
+    def __init__(self, seeds: Sequence[int | None], place: torch.device):
+        self.place = place
+        distinct = list(dict.fromkeys(seeds))
+        self.generators = [None if seed is None else torch.Generator(place).manual_seed(seed) for seed in distinct]
+        # A single stream is made anew at every step of some objectives, and needs no index of models.
+        self.of_model = torch.tensor([distinct.index(seed) for seed in seeds], device=place) if len(distinct) > 1 else None
+
+    def permutations(self, n: int) -> list[Tensor]:
+        return [torch.randperm(n, generator=generator, device=self.place) for generator in self.generators]
+
+    def batch(self, dataset: data.Dataset, x: Tensor, orders: list[Tensor]) -> Tensor:
+        """The examples of one step: (batch, *shape) where all models share a seed, else (models, batch, *shape)."""
+        return self._spread(
+            [dataset.draw(x[order], generator) for order, generator in zip(orders, self.generators, strict=True)]
+        )
+
+    def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Standard normal noise: `shape` where all models share a seed, else (models, *shape)."""
+        return self._spread(
+            [
+                torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
+                for generator in self.generators
+            ]
+        )
+
+    def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Uniform noise on [0, 1): `shape` where all models share a seed, else (models, *shape)."""
+        return self._spread(
+            [torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator) for generator in self.generators]
+        )
+
+    def _spread(self, draws: list[Tensor]) -> Tensor:
+        return draws[0] if len(draws) == 1 else torch.stack(draws)[self.of_model]
+
+
+def streams(model: Any, place: torch.device | None = None) -> Streams:
+    """Where a model's random numbers come from: each its own stream in `Together`, torch's global stream otherwise.
+
+    `place` saves asking the model for its device.
+    """
+    return getattr(model, "streams", None) or Streams([None], place or model.prior().mean.device)

@@ -1,0 +1,56 @@
+"""The log-MSE score of the talk: a training loss, no likelihood."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributions
+
+from nbvae import checks
+from nbvae.models import likelihoods
+from nbvae.objectives.protocol import Loss, Model, Terms, set_field
+
+
+@dataclass(frozen=True)
+class LogMSE:
+    """n/2 (log(2π MSE_i/n) + 1) + βR: the Gaussian loss at each example's own best σ_i² = MSE_i/n (Kim & Lee 2024).
+
+    A training score, not a likelihood: σ_i is chosen with x in view, and exp(−score) does not integrate over x. It lies below
+    −log p(x|z) of every isotropic Gaussian decoder with the same mean, so never put it on a likelihood axis; `Terms.distortion`
+    holds it, `Run.history` too. The model's own σ is not used; with `sigma="optimal"` training calibrates it beside, and the
+    model has a likelihood that can be measured. `beta` > 0. σ_i is at least
+    `likelihoods.FLOOR`; on it the score is the Gaussian's.
+    """
+
+    beta: float = 1.0
+    weights: ClassVar = {"a": "β", "t": "β", "m": "β"}
+    formula: ClassVar = "n/2 log MSE_i + βR"
+    reference: ClassVar = "Kim & Lee (2024)"
+
+    def __post_init__(self) -> None:
+        set_field(self, "beta", checks.positive("beta", self.beta))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        prior = model.prior()
+        posterior = model.posterior(x := x.to(prior.mean))
+        mse, n = self._mean_error(model.likelihood(posterior.rsample()), x)
+        variance = mse.clamp(min=likelihoods.FLOOR**2)
+        # Above the floor mse/variance is 1, and constant.
+        score = 0.5 * n * ((2 * math.pi * variance).log() + mse / variance)
+        terms = Terms(score, distributions.kl_divergence(posterior, prior))
+        return Loss(score.mean(-1) + self.beta * terms.rate.mean(-1), terms)
+
+    @torch.no_grad()
+    def at_floor(self, model: Model, x: Float[Tensor, "batch *shape"]) -> float:
+        """The share of the σ_i, over one draw of z for each x, that are on the floor."""
+        mse, _ = self._mean_error(model.likelihood(model.posterior(x := x.to(model.prior().mean)).sample()), x)
+        return (mse <= likelihoods.FLOOR**2).double().mean().item()
+
+    def _mean_error(self, likelihood: distributions.Distribution, x: Tensor) -> tuple[Tensor, int]:
+        """MSE_i/n (*models, batch), and n."""
+        if not isinstance(getattr(likelihood, "base_dist", None), distributions.Normal):
+            raise ValueError("LogMSE is a score for gaussian decoders: use likelihood='gaussian'")
+        rank = len(likelihood.event_shape)
+        return (x - likelihood.mean).square().flatten(-rank).mean(-1), math.prod(likelihood.event_shape)

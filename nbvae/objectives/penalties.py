@@ -1,0 +1,95 @@
+"""Objectives that add a penalty on the aggregated posterior: its moments, or its distance from the prior."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nbvae import checks
+from nbvae._randomness import streams
+from nbvae.objectives.protocol import Loss, Model, components, draw_terms, not_negative_fields, set_field
+from nbvae.objectives.weighted import log_densities
+from nbvae.posterior import sample_mmd
+
+
+@dataclass(frozen=True)
+class DIPVAEI:
+    """D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov_x[μ(x)] (Kumar et al. 2018, eq. 6).
+
+    The penalty stands in for a larger weight on ④: it sees the second moments of the posterior means only. `off_diagonal` is
+    λ_od, `diagonal` λ_d, both >= 0. `estimator`: S of the "batch", as published, or "exact", of the reference.
+    The VAE: λ_od = λ_d = 0.
+    """
+
+    off_diagonal: float = 10.0
+    diagonal: float = 5.0
+    estimator: str = "batch"
+    weights: ClassVar = {"a": "1", "t": "1 + λ", "m": "1 + λ"}
+    formula: ClassVar = "D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov[μ]"
+    reference: ClassVar = "Kumar et al. (2018)"
+
+    def __post_init__(self) -> None:
+        not_negative_fields(self, "off_diagonal", "diagonal")
+        checks.choice("estimator", self.estimator, ("batch", "exact"))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        draw = draw_terms(model, x)
+        mean, std = components(model, draw, reference if self.estimator == "exact" else None)
+        covariance = self.covariance(mean, std)
+        diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+        outside = covariance.square().sum((-2, -1)) - diagonal.square().sum(-1)
+        penalty = self.off_diagonal * outside + self.diagonal * (diagonal - 1).square().sum(-1)
+        return Loss((draw.terms.distortion + draw.terms.rate).mean(-1) + penalty, draw.terms)
+
+    def covariance(self, mean: Float[Tensor, "*models n k"], std: Float[Tensor, "*models n k"]) -> Float[Tensor, "*models k k"]:
+        """S (k, k) over the n given posteriors, divided by n."""
+        centred = mean - mean.mean(-2, keepdim=True)
+        return centred.mT @ centred / mean.shape[-2]
+
+
+@dataclass(frozen=True)
+class DIPVAEII(DIPVAEI):
+    """As `DIPVAEI` with S = Cov_x[μ(x)] + E_x[diag σ²(x)], the covariance of q(z) (Kumar et al. 2018, eq. 7)."""
+
+    formula: ClassVar = "D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov[μ] + E[diag σ²]"
+
+    def covariance(self, mean: Float[Tensor, "*models n k"], std: Float[Tensor, "*models n k"]) -> Float[Tensor, "*models k k"]:
+        """S (k, k) over the n given posteriors, divided by n."""
+        return super().covariance(mean, std) + torch.diag_embed(std.square().mean(-2))
+
+
+@dataclass(frozen=True)
+class InfoVAE:
+    """D + (1 − α)R + (α + λ − 1)·MMD(q(z), p(z)) (Zhao et al. 2019, eq. 6): the weights are 1 − α on ② and λ on ④.
+
+    `estimator`: "mmd" puts the squared maximum mean discrepancy in the place of ④, between the batch's z and as many draws
+    from the prior, with the kernel exp(−‖z − z'‖²/k²) and all pairs kept (biased, >= 0), as in the authors' code; "exact" has ④
+    itself. `alpha` <= 1 and `lam` >= 1 − `alpha`. At α = 1 nothing weighs ②. The VAE: α = 0, λ = 1.
+    """
+
+    alpha: float = 0.0
+    lam: float = 30.0
+    estimator: str = "mmd"
+    weights: ClassVar = {"a": "1 − α", "t": "λ", "m": "λ"}
+    formula: ClassVar = "D + (1 − α)R + (α + λ − 1) MMD(q(z), p(z))"
+    reference: ClassVar = "Zhao et al. (2019)"
+
+    def __post_init__(self) -> None:
+        set_field(self, "alpha", checks.between("alpha", self.alpha, -math.inf, 1.0))
+        set_field(self, "lam", checks.between("lam", self.lam, 1 - self.alpha, math.inf))
+        checks.choice("estimator", self.estimator, ("mmd", "exact"))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        draw = draw_terms(model, x)
+        prior = model.prior()
+        if self.estimator == "exact":
+            log_q = log_densities(model, draw, reference, "exact")
+            marginal = (log_q.joint - prior.log_prob(draw.z)).mean(-1)
+        else:
+            noise = streams(model).normal(draw.z.shape[-2:], draw.z)
+            marginal = sample_mmd(draw.z, (prior.mean + prior.stddev * noise).expand_as(draw.z))
+        rest = draw.terms.distortion.mean(-1) + (1 - self.alpha) * draw.terms.rate.mean(-1)
+        return Loss(rest + (self.alpha + self.lam - 1) * marginal, draw.terms)

@@ -1,0 +1,219 @@
+"""Objectives that weigh D and the exact or estimated terms of R: ②, TC and DW."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributions
+
+from nbvae import checks
+from nbvae.objectives.protocol import Draw, Loss, Model, components, draw_terms, elbo_terms, not_negative_fields, set_field
+from nbvae.posterior import MINIBATCH, LogDensities, check_reference, log_weights, mean_and_std, mix, pairwise, partition
+
+
+@dataclass(frozen=True)
+class VAE:
+    """−ELBO = D + R (Kingma & Welling 2013; Rezende et al. 2014)."""
+
+    weights: ClassVar = {"a": "1", "t": "1", "m": "1"}
+    formula: ClassVar = "D + R"
+    reference: ClassVar = "Kingma & Welling (2013), Rezende et al. (2014)"
+    beta: ClassVar[float] = 1.0
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        terms = elbo_terms(model, x)
+        return Loss((terms.distortion + terms.rate).mean(-1), terms)
+
+
+@dataclass(frozen=True)
+class BetaVAE:
+    """D + βR (Higgins et al. 2017): minus the slope of the rate–distortion curve at the optimum is β.
+
+    `beta` > 0; `ValueError` otherwise. The VAE: β = 1.
+    """
+
+    beta: float = 1.0
+    weights: ClassVar = {"a": "β", "t": "β", "m": "β"}
+    formula: ClassVar = "D + βR"
+    reference: ClassVar = "Higgins et al. (2017)"
+
+    def __post_init__(self) -> None:
+        set_field(self, "beta", checks.positive("beta", self.beta))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        terms = elbo_terms(model, x)
+        return Loss(terms.distortion.mean(-1) + self.beta * terms.rate.mean(-1), terms)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """D + γ·|E[R] − C(t)|: a target for the mean rate (Burgess et al. 2018, eq. 8; Alemi et al. 2018).
+
+    C rises linearly from 0 to `capacity` nats over `ramp_steps` steps, or is `capacity` from the start with 0 (Alemi's target
+    rate). The absolute value is of the batch's mean rate. `gamma`, `capacity` >= 0. The VAE: γ = 1, C = 0.
+    """
+
+    gamma: float = 10.0
+    capacity: float = 3.0
+    ramp_steps: int = 0
+    weights: ClassVar = {"a": "±γ", "t": "±γ", "m": "±γ"}
+    formula: ClassVar = "D + γ |R − C(t)|"
+    reference: ClassVar = "Burgess et al. (2018), Alemi et al. (2018)"
+
+    def __post_init__(self) -> None:
+        not_negative_fields(self, "gamma", "capacity")
+        set_field(self, "ramp_steps", checks.whole("ramp_steps", self.ramp_steps, minimum=0))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        terms = elbo_terms(model, x)
+        target = self.capacity * (min(1.0, step / self.ramp_steps) if self.ramp_steps else 1.0)
+        return Loss(terms.distortion.mean(-1) + self.gamma * (terms.rate.mean(-1) - target).abs(), terms)
+
+
+@dataclass(frozen=True)
+class AnchorVAE:
+    """D + R − λ·I(z_a; x) for the anchor latents a (Gao et al. 2019).
+
+    `anchors`: indices of latents. `lam` >= 0; from 1 on only log N bounds the term, so that nothing keeps the anchors' rate
+    finite but the estimate. I(z_a; x) is estimated from the batch with one of `MINIBATCH`, or is "exact".
+    The VAE: λ = 0.
+    """
+
+    anchors: tuple[int, ...] = (0,)
+    lam: float = 0.5
+    estimator: str = "hfvae"
+    weights: ClassVar = {"a": "1, and −λ on I(x; z_a)", "t": "1", "m": "1"}
+    formula: ClassVar = "D + R − λ I(x; z_a)"
+    reference: ClassVar = "Gao et al. (2019)"
+
+    def __post_init__(self) -> None:
+        set_field(self, "anchors", tuple(checks.whole("anchors", i, minimum=0) for i in checks.listed("anchors", self.anchors)))
+        not_negative_fields(self, "lam")
+        checks.choice("estimator", self.estimator, (*MINIBATCH, "exact"))
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        draw = draw_terms(model, x)
+        k = draw.z.shape[-1]
+        if max(self.anchors) >= k or len(set(self.anchors)) < len(self.anchors):
+            raise ValueError(f"anchors must be different latents of 0 to {k - 1}, got {self.anchors}")
+        chosen = list(self.anchors)
+        log_q = log_densities(model, draw, reference, self.estimator, [chosen]).groups[..., 0]
+        own = per_latent(draw.posterior, draw.z)[..., chosen].sum(-1)
+        information = (own - log_q).mean(-1)
+        return Loss((draw.terms.distortion + draw.terms.rate).mean(-1) - self.lam * information, draw.terms)
+
+
+class _Weighted:
+    """D + a·② + t·TC + m·DW + w·(i), all at the same z; with all weights one it is D plus the sampled log q(z|x)/p(z)."""
+
+    estimator: str
+
+    def __post_init__(self) -> None:
+        not_negative_fields(self, *(name for name in ("alpha", "beta", "gamma", "dimension") if hasattr(self, name)))
+        checks.choice("estimator", self.estimator, (*MINIBATCH, "exact"))
+
+    def _loss(self, model: Model, x: Tensor, reference: Tensor | None, a: Any, t: Any, m: Any, w: Any, groups: Any) -> Loss:
+        draw = draw_terms(model, x)
+        parts = () if groups is None else partition(groups, draw.z.shape[-1])
+        log_q = log_densities(model, draw, reference, self.estimator, parts)
+        singles = log_q.latents.sum(-1)
+        between = log_q.groups.sum(-1) if parts else singles
+        information = (draw.posterior.log_prob(draw.z) - log_q.joint).mean(-1)
+        correlation = (log_q.joint - between).mean(-1)
+        within = (between - singles).mean(-1)
+        dimensions = (singles - model.prior().log_prob(draw.z)).mean(-1)
+        total = draw.terms.distortion.mean(-1) + a * information + t * correlation + w * within + m * dimensions
+        return Loss(total, draw.terms)
+
+
+@dataclass(frozen=True)
+class InformationDropout(_Weighted):
+    """D + β② + γ TC (Achille & Soatto 2018), as its Gaussian equivalent: no weight on DW, the marginal is free but factorised.
+
+    The published model multiplies activations by log-normal noise, log z = log f(x) + α(x)ε: a Gaussian encoder of log z. Its
+    penalty is the KL to a factorised marginal that is fitted; at the best one that is ② + TC. With the free marginal there is
+    no prior to sample from and R has no meaning as a cost: the row has no place on a rate axis.
+    `beta`, `gamma`, `dimension` (m, the weight of DW) >= 0. The VAE, with its KL sampled: β = γ = m = 1.
+    """
+
+    beta: float = 1.0
+    gamma: float = 1.0
+    dimension: float = 0.0
+    estimator: str = "hfvae"
+    weights: ClassVar = {"a": "β", "t": "γ", "m": "0"}
+    formula: ClassVar = "D + β② + γ TC"
+    reference: ClassVar = "Achille & Soatto (2018)"
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        return self._loss(model, x, reference, self.beta, self.gamma, self.dimension, 0.0, None)
+
+
+@dataclass(frozen=True)
+class BetaTCVAE(_Weighted):
+    """D + α② + β TC + γ DW (Chen et al. 2018, eq. 4).
+
+    `estimator`: "weighted", as published, "stratified", "hfvae" or "exact". `alpha`, `beta`, `gamma` >= 0.
+    The VAE, with its KL sampled: α = β = γ = 1.
+    """
+
+    alpha: float = 1.0
+    beta: float = 6.0
+    gamma: float = 1.0
+    estimator: str = "weighted"
+    weights: ClassVar = {"a": "α", "t": "β", "m": "γ"}
+    formula: ClassVar = "D + α② + β TC + γ DW"
+    reference: ClassVar = "Chen et al. (2018)"
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        return self._loss(model, x, reference, self.alpha, self.beta, self.gamma, 0.0, None)
+
+
+@dataclass(frozen=True)
+class HFVAE(_Weighted):
+    """D + α② + β TC + γ(i) + (ii): TC between groups of latents, (i) the total correlation within each, (ii) = DW.
+
+    (Esmaeili et al. 2019, eq. 7.) `groups`: lists of latents, each latent in exactly one; None makes each its own group.
+    `alpha`, `beta`, `gamma` >= 0; `estimator`: "hfvae", as published, another of `MINIBATCH`, or "exact".
+    The VAE, with its KL sampled: α = β = γ = 1.
+    """
+
+    groups: tuple[tuple[int, ...], ...] | None = None
+    alpha: float = 1.0
+    beta: float = 6.0
+    gamma: float = 2.0
+    estimator: str = "hfvae"
+    weights: ClassVar = {"a": "α", "t": "β between groups, γ within", "m": "1"}
+    formula: ClassVar = "D + α② + β TC + γ TC within + DW"
+    reference: ClassVar = "Esmaeili et al. (2019)"
+
+    def __post_init__(self) -> None:
+        if self.groups is not None:
+            set_field(self, "groups", partition(self.groups))
+        super().__post_init__()
+
+    def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
+        return self._loss(model, x, reference, self.alpha, self.beta, 1.0, self.gamma, self.groups)
+
+
+def log_densities(
+    model: Model, draw: Draw, reference: Tensor | None, estimator: str, groups: Sequence[Sequence[int]] = ()
+) -> LogDensities:
+    """log q(z) of the batch's z: exact over the reference, or estimated from the batch. With gradients."""
+    batch = draw.z.shape[-2]
+    if reference is not None:
+        check_reference(reference)
+    n = batch if reference is None else len(reference)
+    mean, std = components(model, draw, reference if estimator == "exact" else None)
+    if estimator == "exact":
+        weights = torch.full((n,), -math.log(n), dtype=draw.z.dtype, device=draw.z.device)
+    else:
+        weights = log_weights(estimator, batch, n, draw.z)
+    return mix(pairwise(draw.z, mean, std), weights, groups)
+
+
+def per_latent(distribution: distributions.Distribution, z: Tensor) -> Tensor:
+    """log q(z_d|x) (..., k) of a diagonal Gaussian."""
+    return distributions.Normal(*mean_and_std(distribution), validate_args=False).log_prob(z)

@@ -1,0 +1,21 @@
+"""The aggregated posterior q(z) = (1/N) Σ_i q(z|x_i): exact over a data set, or estimated from a batch."""
+
+from nbvae.posterior._mmd import mmd, sample_mmd
+from nbvae.posterior.minibatch import MINIBATCH, LogDensities, log_weights, mix, pairwise, partition
+from nbvae.posterior.mixture import check_reference, encode, leave_one_out, log_density, mean_and_std
+
+__all__ = [
+    "MINIBATCH",
+    "LogDensities",
+    "check_reference",
+    "encode",
+    "leave_one_out",
+    "log_density",
+    "log_weights",
+    "mean_and_std",
+    "mix",
+    "mmd",
+    "pairwise",
+    "partition",
+    "sample_mmd",
+]
