@@ -230,7 +230,7 @@ def plain_terms(model, x, reference, own, draws, groups):
     mu, sigma = mine.mean.detach().numpy(), mine.stddev.detach().numpy()
     k = mean.shape[1]
     weight, bias = (part.detach().numpy() for part in model.decoder[0].parameters())
-    noise = model.pixels.sigma.item()
+    noise = model.observation.sigma.item()
     rows = []
     for j in range(len(x)):
         values = []

@@ -41,7 +41,7 @@ def test_evaluate_agrees_with_the_closed_form(linear):
         assert abs(point.mse - mse) < 4 * point.mse_stderr < 0.05 * mse
         at_mean = (row - model.likelihood(model.posterior(row[None]).mean).mean).square().sum().item()
         assert mse - at_mean > 20 * point.mse_stderr  # evaluating at the posterior's mean would be caught
-        sigma2 = model.pixels.sigma.item() ** 2
+        sigma2 = model.observation.sigma.item() ** 2
         assert point.distortion == pytest.approx(likelihoods.gaussian_distortion(point.mse, sigma2, 5), rel=1e-12)
 
 

@@ -513,7 +513,7 @@ def test_what_cannot_be_calibrated_discretized_or_weighed_is_refused():
         (x[:, :2], "for examples of shape"),
     ):
         one_line(lambda bad=bad: calibration.calibrate(model, bad), message)
-    assert model.pixels.scale.item() == 1
+    assert model.observation.scale.item() == 1
     run = training.Run(model, objectives.VAE(), training.TrainConfig(), {}, 0.0)
     one_line(lambda: calibration.calibrate(run, x), "pass its .model")
     one_line(lambda: models.Discretized(models.VAE((3,), likelihood="bernoulli")), "only a model with a gaussian likelihood")

@@ -328,8 +328,8 @@ def test_sigma_is_calibrated_for_one_beta_alone():
     with training.seeded(0):
         calibration.calibrate(low, x)
     mse = estimators.evaluate(low, x, n_samples=50).mse
-    assert low.pixels.scale.item() ** 2 == pytest.approx(mse / 6, rel=0.05)
-    assert high.pixels.scale.item() == model.pixels.scale.item() == 0.5
+    assert low.observation.scale.item() ** 2 == pytest.approx(mse / 6, rel=0.05)
+    assert high.observation.scale.item() == model.observation.scale.item() == 0.5
 
 
 def test_what_a_multi_beta_model_refuses():

@@ -34,7 +34,7 @@ def seeded(build, seed=0):
 
 
 def sigma2(model):
-    return model.pixels.scale.item() ** 2
+    return model.observation.scale.item() ** 2
 
 
 # The oracle.
@@ -97,7 +97,7 @@ def test_gradients_at_equal_water_levels_are_proportional(grey):
 
     def gradients(beta, sigma):
         model = seeded(lambda: make(sigma))
-        model.pixels.sigma.fill_(sigma)  # in float64: the constructor rounds to float32
+        model.observation.sigma.fill_(sigma)  # in float64: the constructor rounds to float32
         total = objectives.BetaVAE(beta)(Still(model, noise), x).total
         return torch.autograd.grad(total, list(model.parameters()))
 
@@ -174,7 +174,7 @@ def test_a_learned_sigma_starts_at_the_best_multiple_of_the_untrained_one(grey, 
 
     best, mse = score(1.0)
     assert best > max(score(0.99)[0], score(1.01)[0])
-    assert model.pixels.variance.item() == pytest.approx(mse, rel=1e-12 if sigma == "global" else 0.05)
+    assert model.observation.variance.item() == pytest.approx(mse, rel=1e-12 if sigma == "global" else 0.05)
 
 
 @pytest.mark.parametrize("sigma", ["global", "z", "z_diag"])
@@ -185,7 +185,7 @@ def test_a_sigma_that_a_loop_of_ones_own_has_trained_is_not_thrown_away(grey, si
         optimiser.zero_grad()
         objectives.VAE()(model, x).total.backward()
         optimiser.step()
-    assert model.pixels.variance.item() == 1  # what `start` takes for untrained
+    assert model.observation.variance.item() == 1  # what `start` takes for untrained
     before = estimators.evaluate(model, x).distortion
     assert before < -10
     calibration.start(model, grey, 0)
@@ -263,7 +263,7 @@ def test_data_that_can_be_reproduced_exactly_bring_sigma_to_its_floor_with_a_war
         model.encoder.log_variance[:2] = -17.0
         model.decoder[0].bias[6:] = 0.02  # σ starts 1 % above the floor
         if sigma == "global":
-            model.pixels.log_ratio.fill_(0.002)
+            model.observation.log_ratio.fill_(0.002)
     config = training.TrainConfig(epochs=150, batch_size=64, lr=5e-4, schedule="cosine")
     with caplog.at_level(logging.WARNING, logger="nbvae.training"):
         run = training.fit(model, dataset, objectives.BetaVAE(0.01), config)
@@ -316,14 +316,14 @@ def test_a_sigma_below_the_floor_rises_again(grey, sigma):
     """Put at σ = 1e-4 with errors of 0.3: the likelihood is that of the floor, and training lifts σ off it."""
     model = seeded(lambda: make(sigma, network="linear"))
     with torch.no_grad():
-        model.pixels.set_variance(torch.tensor(likelihoods.FLOOR**2))
+        model.observation.set_variance(torch.tensor(likelihoods.FLOOR**2))
         if sigma == "global":
-            model.pixels.log_ratio.fill_(-0.4)
+            model.observation.log_ratio.fill_(-0.4)
         else:
             model.decoder[0].weight[64:], model.decoder[0].bias[64:] = 0, -4.0
     assert calibration.at_floor(model, grey.train) == 1
     just_above = copy.deepcopy(model)
-    just_above.pixels.set_variance(torch.tensor((1.2 * likelihoods.FLOOR) ** 2))
+    just_above.observation.set_variance(torch.tensor((1.2 * likelihoods.FLOOR) ** 2))
     if sigma != "global":
         just_above.decoder[0].bias[64:].data.zero_()
     assert calibration.at_floor(just_above, grey.train) == 0
@@ -388,7 +388,7 @@ def test_sigma_is_that_of_the_drawn_pixels_where_binarisation_is_dynamic():
 def test_one_sigma_can_be_calibrated_after_training_and_is_kept(grey, sigma, tmp_path):
     run = training.fit(seeded(lambda: make(sigma)), grey, objectives.VAE(), QUICK)
     with training.seeded(7):
-        run.model.pixels.set_variance(torch.tensor(9.0))  # far off, also where training has calibrated already
+        run.model.observation.set_variance(torch.tensor(9.0))  # far off, also where training has calibrated already
         calibration.calibrate(run.model, grey.train)
     found = estimators.evaluate(run.model, grey.train)
     assert sigma2(run.model) == pytest.approx(found.mse / 64, rel=0.02)
@@ -455,7 +455,7 @@ def test_a_sigma_that_would_not_be_finite_is_refused_and_the_old_one_kept(grey):
         with pytest.raises(ValueError, match="not finite") as error:
             calibration.calibrate(model, x)
         assert "\n" not in str(error.value)
-        assert model.pixels.scale.item() == 0.5
+        assert model.observation.scale.item() == 0.5
 
 
 def test_a_diverged_run_puts_batch_statistics_back_too():
@@ -481,13 +481,13 @@ def test_a_diverged_run_puts_batch_statistics_back_too():
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
-def test_pixels_that_are_no_likelihood_of_ours_are_left_alone(grey):
-    """A module may call what it likes `pixels`: nn.Upsample has a `mode` too."""
+def test_an_observation_that_is_no_likelihood_of_ours_is_left_alone(grey):
+    """A module may call what it likes `observation`: nn.Upsample has a `mode` too."""
 
     class Own(OnesOwn):
         def __init__(self):
             super().__init__()
-            self.pixels = torch.nn.Upsample(scale_factor=1)
+            self.observation = torch.nn.Upsample(scale_factor=1)
 
     x = torch.randn(60, 6)
     run = training.fit(seeded(Own), data.Dataset("own", x, x, x), objectives.VAE(), QUICK)
@@ -511,12 +511,12 @@ def test_a_module_of_ones_own_with_a_learned_sigma_is_trained():
     class Own(OnesOwn):
         def __init__(self):
             super().__init__()
-            self.pixels, self.outward = likelihoods.make("gaussian", (6,), "z"), torch.nn.Linear(2, 7)
+            self.observation, self.outward = likelihoods.make("gaussian", (6,), "z"), torch.nn.Linear(2, 7)
 
         def likelihood(self, z):
-            return self.pixels(self.outward(z))
+            return self.observation(self.outward(z))
 
     x = 5 + 0.1 * torch.randn(300, 6)
     run = training.fit(seeded(Own), data.Dataset("own", x, x, x), objectives.VAE(), replace(QUICK, batch_size=30))
-    assert run.model.pixels.variance.item() > 5  # it did start at the scale of the data
+    assert run.model.observation.variance.item() > 5  # it did start at the scale of the data
     assert run.history["loss"][-1] < run.history["loss"][0]

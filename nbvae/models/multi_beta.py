@@ -66,9 +66,9 @@ class MultiBetaVAE(VAE):
         if checks.choice("network", network, networks.NETWORKS) == "linear":
             self.response: nn.Module = networks.WaterLevel(self.latent_dim, self.beta_range[1])
             self.encoder = nn.Linear(math.prod(self.shape), self.latent_dim)
-            self.decoder = nn.Linear(self.latent_dim, self.pixels.n_outputs)
+            self.decoder = nn.Linear(self.latent_dim, self.observation.n_outputs)
         else:
-            encoder, decoder = networks.conditioned(network, self.shape, self.latent_dim, self.pixels.n_outputs, hidden)
+            encoder, decoder = networks.conditioned(network, self.shape, self.latent_dim, self.observation.n_outputs, hidden)
             self.response = networks.Conditioning(self.conditioning, self.beta_range, encoder.widths, decoder.widths)
             self.encoder, self.decoder = encoder, decoder
 
@@ -88,7 +88,7 @@ class MultiBetaVAE(VAE):
 
     def decode(self, z: Float[Tensor, "*batch k"], condition: Condition) -> distributions.Independent:
         """p(x|z, β) for z (*batch, latent_dim)."""
-        return self.pixels(self.outputs(z, condition))
+        return self.observation(self.outputs(z, condition))
 
     def outputs(self, z: Float[Tensor, "*batch k"], condition: Condition) -> Float[Tensor, "*batch m"]:
         """What the decoder network says of z, before the likelihood makes a distribution of it."""
@@ -152,15 +152,15 @@ class AtBeta:
         self.shape, self.latent_dim = self.model.shape, self.model.latent_dim
         self.config = self.model.config | {"beta": self.beta}
         # A copy of a σ that is one number, so that it can be calibrated for this β alone.
-        own = getattr(self.model.pixels, "mode", None) in ("fixed", "global")
-        self.pixels = copy.deepcopy(self.model.pixels) if own else self.model.pixels
+        own = getattr(self.model.observation, "mode", None) in ("fixed", "global")
+        self.observation = copy.deepcopy(self.model.observation) if own else self.model.observation
         self.prior, self.check = self.model.prior, self.model.check
 
     def posterior(self, x: Float[Tensor, "*batch"]) -> distributions.Independent:
         return self.model.posterior(x, self.beta)
 
     def likelihood(self, z: Float[Tensor, "*batch k"]) -> distributions.Independent:
-        return self.pixels(self.model.outputs(z, self.model.condition(self.model.log_beta(self.beta))))
+        return self.observation(self.model.outputs(z, self.model.condition(self.model.log_beta(self.beta))))
 
     def linear_maps(self) -> dict[str, Float[np.ndarray, "..."]]:
         """`VAE.linear_maps` of a "linear" network at this β."""

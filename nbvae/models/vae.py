@@ -53,7 +53,7 @@ class VAE(nn.Module):
         if hidden is None:
             hidden = networks.default_hidden(network, n)
         hidden = tuple(checks.whole("hidden", width) for width in hidden)
-        self.pixels = likelihoods.make(likelihood, self.shape, sigma, levels)
+        self.observation = likelihoods.make(likelihood, self.shape, sigma, levels)
         self.config = {
             "shape": self.shape,
             "latent_dim": self.latent_dim,
@@ -74,7 +74,7 @@ class VAE(nn.Module):
 
     def likelihood(self, z: Float[Tensor, "*batch k"]) -> distributions.Independent:
         """p(x|z) for z (*batch, latent_dim): event shape `shape`; its `.mean` is the reconstruction."""
-        return self.pixels(self.decoder(self._code(z)))
+        return self.observation(self.decoder(self._code(z)))
 
     def prior(self) -> distributions.Independent:
         """p(z) = N(0, I), event shape (latent_dim,)."""
@@ -100,7 +100,7 @@ class VAE(nn.Module):
 
     def _build(self, network: str, hidden: tuple[int, ...]) -> None:
         self.encoder: nn.Module = networks.encoder(network, self.shape, self.latent_dim, hidden)
-        self.decoder: nn.Module = networks.decoder(network, self.latent_dim, self.shape, self.pixels.n_outputs, hidden)
+        self.decoder: nn.Module = networks.decoder(network, self.latent_dim, self.shape, self.observation.n_outputs, hidden)
 
     def _flat(self, x: Tensor) -> Tensor:
         if x.shape[-len(self.shape) :] != self.shape or x.dim() == len(self.shape):
@@ -118,7 +118,7 @@ class VAE(nn.Module):
         """Raise `ValueError` unless x (batch, *shape) is data that this model's likelihood is a likelihood for."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"the model is for examples of shape {self.shape}, the data have {tuple(x.shape[1:])}")
-        self.pixels.check(x)
+        self.observation.check(x)
 
 
 class Discretized:
@@ -129,7 +129,7 @@ class Discretized:
     """
 
     def __init__(self, model: VAE, levels: int = 256):
-        if type(getattr(model, "pixels", None)) is not likelihoods.Gaussian:
+        if type(getattr(model, "observation", None)) is not likelihoods.Gaussian:
             raise ValueError("only a model with a gaussian likelihood can be discretized")
         if hasattr(model, "at"):
             raise ValueError("a model of many β has a likelihood at one β only: Discretized(model.at(beta))")

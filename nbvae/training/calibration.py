@@ -44,7 +44,7 @@ def update(model: Any, x: Float[Tensor, "..."]) -> None:
 
 def gaussian(model: Any) -> Any:
     """The module that makes a distribution with a σ of a model's outputs, or of its stack's; None if it has none of ours."""
-    pixels = getattr(getattr(model, "stacked", model), "pixels", None)
+    pixels = getattr(getattr(model, "stacked", model), "observation", None)
     return pixels if isinstance(pixels, likelihoods.Gaussian) else None
 
 
@@ -113,5 +113,5 @@ def _plain(model: Any) -> Any:
     if not hasattr(model, "beta_range"):
         return model
     view = model.at(model.beta_range[0])
-    view.pixels = model.pixels
+    view.observation = model.observation
     return view
