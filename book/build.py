@@ -3,7 +3,8 @@
     python book/build.py [-v]
 
 1. Each notebook that `_toc.yml` names as `book/executed/NAME` is executed by papermill, in a process of its own with one
-   thread, if anything that decides its results has changed. A notebook that fails ends the build.
+   thread, if anything that decides its results has changed. A notebook that fails ends the build. Where only prose,
+   captions or comments have changed, they are put around the results that are there.
 2. Jupyter Book renders the pages into a temporary folder. They are checked by `pages.py`, and only then renamed to
    `_build/html`: whatever goes wrong, the previous book stays as it was.
 """
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import nbformat
 import pages
+import sources
 import yaml
 
 CELL_TIMEOUT = 900  # seconds for one cell; papermill has no limit of its own
@@ -79,21 +81,51 @@ class Notebook:
         found = inspect_notebook(str(self.source))
         return {name: literal(str(entry["default"])) for name, entry in found.items()}
 
+    def read(self) -> nbformat.NotebookNode:
+        """The source; `BuildError` if it is no notebook."""
+        try:
+            return nbformat.read(self.source, as_version=4)
+        except (OSError, ValueError, AttributeError) as error:
+            raise BuildError(f"{self.source.name} cannot be read as a notebook: {str(error).splitlines()[0][:200]}") from error
+
     def key(self) -> str:
-        """Changes exactly when the results may change: source, library, pinned packages, data, way of execution."""
-        library = sorted((self.root / "nbvae").rglob("*.py"))
+        """Changes exactly when the results may change: code, library, records, pinned packages, data, way of execution.
+
+        Prose, captions, comments and the library's docstrings decide no result.
+        """
+        cells = sources.code_cells(self.read())
+        code = [cell.source for cell in cells]
+        packages = ["nbvae", *(["studies"] if any("studies" in each for each in code) else [])]
+        library = [each for name in packages for each in sources.package_meaning(self.root / name)]
+        records = sources.records(code, self.root / "book" / "recorded")
         # Named data sets come with pinned packages or are verified by the library; only a reader's own file can change.
         own = self.root / str(self.parameters().get("dataset", ""))
-        digest = hash_files([self.source, *library, self.root / "constraints.txt", *([own] if own.is_file() else [])])
-        return hash_text(digest, inspect.getsource(execute), json.dumps(KERNEL_ENVIRONMENT), platform.python_version())
+        return hash_text(
+            *map(sources.cell_meaning, cells), *library, *pins(self.root),
+            hash_files([*records, *([own] if own.is_file() else [])]),
+            sources.meaning(inspect.getsource(execute), False), json.dumps(KERNEL_ENVIRONMENT), platform.python_version(),
+        )  # fmt: skip
 
     def is_current(self) -> bool:
-        """Whether the executed notebook is there, unaltered, and the result of what would be run now."""
+        """Whether the executed notebook is there, its results unaltered, and those of what would be run now."""
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
-            return record["key"] == self.key() and record["output"] == hash_files([self.executed])
-        except (OSError, ValueError, KeyError):
+            return record["key"] == self.key() and record["output"] == self.output()
+        except (OSError, ValueError, KeyError, AttributeError):
             return False
+
+    def output(self) -> str:
+        """A hash of the results in the executed notebook, cell by cell."""
+        executed = nbformat.read(self.executed, as_version=4)
+        return hash_text(*(json.dumps([cell.execution_count, cell.outputs]) for cell in sources.code_cells(executed)))
+
+    def renew(self) -> bool:
+        """Put all that is shown, and decides no result, into the executed notebook anew; whether that changed anything."""
+        executed, page = nbformat.read(self.executed, as_version=4), self.read()
+        for cell, run in zip(sources.code_cells(page), sources.code_cells(executed), strict=True):
+            cell.outputs, cell.execution_count = run.outputs, run.execution_count
+        page.metadata["language_info"] = executed.metadata.get("language_info", {})  # what the kernel said of itself
+        return replace_text(self.executed, f"{nbformat.writes(page)}\n")
 
 
 def literal(code: str) -> object:
@@ -200,7 +232,7 @@ def write_record(notebook: Notebook, key: str, seconds: float) -> None:
     commit = output_of(["git", "rev-parse", "--short", "HEAD"], notebook.root)
     record = {
         "key": key,
-        "output": hash_files([notebook.executed]),
+        "output": notebook.output(),
         "parameters": parameters,
         "seconds": round(seconds, 1),
         "commit": f"{commit}{dirty}" if commit else "unknown",
@@ -221,22 +253,28 @@ def output_of(command: list[str], root: Path) -> str:
     return run.stdout.strip() if run.returncode == 0 else ""
 
 
-def pinned(root: Path) -> list[str]:
-    """The packages of `constraints.txt` that are installed."""
+def pins(root: Path) -> list[str]:
+    """The lines of `constraints.txt`, each a package and its version."""
     file = root / "constraints.txt"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = [line.split("==")[0] for line in lines if "==" in line]
+    return [line.strip() for line in lines if "==" in line and not line.startswith("#")]
+
+
+def pinned(root: Path) -> list[str]:
+    """The packages of `constraints.txt` that are installed."""
+    names = [line.split("==")[0] for line in pins(root)]
     here = {str(found.metadata["Name"]).lower().replace("_", "-") for found in importlib.metadata.distributions()}
     return [name for name in names if name.lower().replace("_", "-") in here]
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all, and leave it alone if it already says so."""
+def replace_text(file: Path, text: str) -> bool:
+    """Write a file whole or not at all, and leave it alone if it already says so; whether it was written."""
     if file.is_file() and file.read_text(encoding="utf-8") == text:
-        return
+        return False
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
+    return True
 
 
 def write_manifest(notebooks: list[Notebook]) -> None:
@@ -269,19 +307,24 @@ def _words(name: str) -> str:
 
 
 def execute_stale(notebooks: list[Notebook]) -> int:
-    """Execute what is out of date, one notebook per core at a time; how many that were."""
+    """Execute what is out of date, one notebook per core at a time; how many that were. The others' prose is renewed."""
     stale = [notebook for notebook in notebooks if not notebook.is_current()]
     for notebook in notebooks:
-        say(f"{notebook.name}: up to date" if notebook not in stale else f"executing {notebook.name}")
+        if notebook in stale:
+            say(f"executing {notebook.name}")
+        else:
+            say(f"{notebook.name}: up to date{', its prose renewed' if notebook.renew() else ''}")
 
     def run(notebook: Notebook) -> str:
         notebook.executed.parent.mkdir(parents=True, exist_ok=True)
-        key = notebook.key()  # before the run: an edit during it makes the result stale, not wrongly current
         try:
+            key = notebook.key()  # before the run: an edit during it makes the result stale, not wrongly current
             seconds = execute(notebook)
         except BuildError as error:
             return str(error)
         write_record(notebook, key, seconds)
+        if notebook.is_current():
+            notebook.renew()
         say(f"executed {notebook.name} in {seconds:.0f} s")
         return ""
 

@@ -1,5 +1,7 @@
 """The pages, as far as they are built, and the builder that makes them."""
 
+import ast
+import contextlib
 import json
 import re
 import shutil
@@ -15,6 +17,7 @@ sys.path.insert(0, str(ROOT / "book"))
 
 import build  # noqa: E402
 import pages  # noqa: E402
+import sources  # noqa: E402
 
 LISTED = build.listed_pages(ROOT)
 CHAPTERS = [page for page in LISTED if page.startswith("book/executed/") and not page.endswith("manifest")]
@@ -202,8 +205,9 @@ def project(tmp_path):
 
 
 def store(project: Path, code: str) -> build.Notebook:
-    """Write the project's notebook, whose second cell is `code`."""
+    """Write the project's notebook, whose last cell is `code`."""
     cells = [
+        nbformat.v4.new_markdown_cell("# Tiny", id="t"),
         nbformat.v4.new_code_cell("rate: float = 0.5  # nats", id="a", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(code, id="b"),
     ]
@@ -211,6 +215,14 @@ def store(project: Path, code: str) -> build.Notebook:
     notebook = build.Notebook(project, "tiny")
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), notebook.source)
     return notebook
+
+
+@contextlib.contextmanager
+def edited(notebook: build.Notebook):
+    """The notebook's source, to be changed and stored again."""
+    source = nbformat.read(notebook.source, as_version=4)
+    yield source
+    nbformat.write(source, notebook.source)
 
 
 def test_a_second_build_executes_nothing(project, capsys):
@@ -259,48 +271,241 @@ def test_a_cell_that_takes_too_long_fails(project, monkeypatch):
     assert not notebook.executed.exists()
 
 
-def change_library(project):
-    (project / "nbvae" / "__init__.py").write_text("answer = 41\n")
+# What makes a chapter stale -----------------------------------------------------------------------------------------
 
 
-def add_module(project):
-    (project / "nbvae" / "new.py").write_text("")
+def change(**edits):
+    """An edit of the notebook's cells, by id; what is given as a dict goes into the cell's metadata."""
+
+    def apply(project):
+        with edited(build.Notebook(project, "tiny")) as source:
+            for cell in source.cells:
+                edit = edits.get(cell.id)
+                if isinstance(edit, dict):
+                    cell.metadata.update(edit)
+                elif edit is not None:
+                    cell.source = edit
+
+    return apply
 
 
-def change_notebook(project):
-    store(project, "print(rate)")
+def file(name: str, text: str):
+    """An edit of one of the project's files."""
+
+    def apply(project):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+
+    return apply
 
 
-def change_pins(project):
-    (project / "constraints.txt").write_text("nbformat==6\n")
+def remove_cell(project):
+    with edited(build.Notebook(project, "tiny")) as source:
+        del source.cells[-1]
 
 
-@pytest.mark.parametrize("change", [change_library, add_module, change_notebook, change_pins])
-def test_what_decides_the_results_changes_the_key(project, change):
-    notebook = build.Notebook(project, "tiny")
-    before = notebook.key()
-    assert build.Notebook(project, "tiny").key() == before
-    change(project)
-    assert notebook.key() != before
+def swap_cells(project):
+    with edited(build.Notebook(project, "tiny")) as source:
+        source.cells[1:3] = source.cells[2:0:-1]
+
+
+def add_prose(project):
+    with edited(build.Notebook(project, "tiny")) as source:
+        source.cells.insert(2, nbformat.v4.new_markdown_cell("A *new* paragraph.", id="p"))
+
+
+def remove_prose(project):
+    with edited(build.Notebook(project, "tiny")) as source:
+        del source.cells[0]
+
+
+LIBRARY = "answer = 42\n\n\ndef double(x):\n    return 2 * x\n"
+READS = 'import nbvae\nfrom nbvae import notebook\nprint(nbvae.answer, rate, notebook.recorded("race")["value"])'
+STALE = {
+    "a number in the code": change(b=READS.replace("rate,", "rate + 1,")),
+    "a parameter's value": change(a="rate: float = 0.6  # nats"),
+    "a parameter's type": change(a="rate = 0.5  # nats"),
+    "a display silenced": change(b=READS + ";"),
+    "a display": change(b=READS + '\n"a string that ends a cell is shown"'),
+    "a tag that lets errors pass": change(b={"tags": ["hide-input", "raises-exception"]}),
+    "a tag that skips the cell": change(b={"tags": ["skip-execution"]}),
+    "parameters that are none": change(a={"tags": []}),
+    "a magic": change(b="%precision 3\n" + READS),
+    "a removed cell": remove_cell,
+    "cells in another order": swap_cells,
+    "a number in the library": file("nbvae/__init__.py", LIBRARY.replace("42", "41")),
+    "a number in a room": file("nbvae/room/inside.py", "answer = 41\n"),
+    "a new module": file("nbvae/new.py", ""),
+    "a file that the library holds": file("nbvae/table.csv", "1,2\n"),
+    "a pin": file("constraints.txt", "nbformat==6\n"),
+    "a record that is named": file("book/recorded/race.json", '{"value": 2}'),
+}
+CURRENT = {
+    "a heading": change(t="# Tiny, and no more"),
+    "a new paragraph": add_prose,
+    "a paragraph less": remove_prose,
+    "a caption": change(b={"mystnb": {"figure": {"caption": "Falling."}, "image": {"alt": "A falling curve."}}}),
+    "a tag that hides": change(b={"tags": ["hide-input", "remove-output"]}),
+    "a comment": change(b="# What everything comes to.\n" + READS.replace("\nprint", "\n\n\nprint") + "  # nats"),
+    "a parameter's comment": change(a="rate: float = 0.5  # in nats, for each image"),
+    "a formatter's work": change(b=READS.replace('"', "'").replace("(nbvae.answer", "(\n    nbvae.answer")),
+    "a comment in the library": file("nbvae/__init__.py", "# To everything.\n" + LIBRARY),
+    "a docstring in the library": file("nbvae/__init__.py", '"""All."""\n' + LIBRARY.replace(":\n", ':\n    """Twice."""\n')),
+    "a comment among the pins": file("constraints.txt", "# Exact.\nnbformat==5\n"),
+    "a record that is not named": file("book/recorded/race_on_gpu.json", '{"value": 2}'),
+    "a page of prose": file("book/index.md", "# Changed\n"),
+}
+
+
+@pytest.fixture
+def reading(project):
+    """The project, with a room in its library and a notebook that reads a record."""
+    for name, text in {"__init__": LIBRARY, "room/__init__": "", "room/inside": "answer = 42\n"}.items():
+        file(f"nbvae/{name}.py", text)(project)
+    for name in ("race", "race_on_gpu"):
+        file(f"book/recorded/{name}.json", '{"value": 1}')(project)
+    return store(project, READS)
+
+
+@pytest.mark.parametrize("edit", STALE.values(), ids=STALE)
+def test_what_decides_the_results_changes_the_key(reading, edit):
+    before = reading.key()
+    assert build.Notebook(reading.root, "tiny").key() == before
+    edit(reading.root)
+    assert reading.key() != before
+
+
+@pytest.mark.parametrize("edit", CURRENT.values(), ids=CURRENT)
+def test_what_decides_no_result_leaves_the_key(reading, edit):
+    before = reading.key()
+    edit(reading.root)
+    assert reading.key() == before
 
 
 def test_a_changed_data_file_changes_the_key(project):
     data = project / "mine.npz"
     data.write_bytes(b"1")
     notebook = build.Notebook(project, "tiny")
-    source = nbformat.read(notebook.source, as_version=4)
-    source.cells[0].source = 'dataset: str = "mine.npz"'
-    nbformat.write(source, notebook.source)
+    change(a='dataset: str = "mine.npz"')(project)
     before = notebook.key()
     data.write_bytes(b"2")
     assert notebook.key() != before
 
 
-def test_prose_changes_the_pages_but_runs_nothing(project):
-    notebook = build.Notebook(project, "tiny")
-    key, whole = notebook.key(), build.book_key(project)
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ("x = 1", set()),
+        ('x = "race"', set()),
+        ('notebook.recorded("race")', {"race.json"}),
+        ("nb.recorded(name='race')", {"race.json"}),
+        ('a, b = recorded("race"), notebook.recorded("other")', {"race.json", "other.json"}),
+        ('%matplotlib inline\nnotebook.recorded("race")', {"race.json"}),
+        ('import studies\nstudies.load("race", dataset="digits")', {"race.json", "race.npz", "race_on_gpu.json"}),
+        ('import studies as s\ns.load("race").frame', {"race.json", "race.npz", "race_on_gpu.json"}),
+        ('data.load("race")', set()),
+        # Which record is meant is known only by running it: each counts.
+        ("notebook.recorded(name)", None),
+        ('notebook.recorded(f"race_{dataset}")', None),
+        ("[each for each in map(notebook.recorded, names)]", None),
+        ("from studies import load", None),
+        ("from nbvae.notebook import recorded as read", None),
+        ('json.loads(Path("book/recorded/race.json").read_text())', None),
+        ("what = notebook.recorded?", None),
+    ],
+)
+def test_the_records_that_code_names_are_found(tmp_path, code, named):
+    names = {"race.json", "race.npz", "race_on_gpu.json", "racer.json", "other.json"}
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    assert {path.name for path in sources.records([code], tmp_path)} == (names if named is None else named)
+
+
+def test_nothing_that_is_run_reads_a_docstring_or_source():
+    """The key leaves docstrings and comments of the library out, and comments of the notebooks."""
+    readers = {"help", "__doc__", "getdoc", "getsource", "getsourcelines", "getcomments", "cleandoc"}
+    code = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "nbvae").rglob("*.py"))}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        code[path] = "\n".join(sources.plain(cell.source) for cell in cells if cell.cell_type == "code")
+    for path, text in code.items():
+        nodes = list(ast.walk(ast.parse(text)))
+        used = {node.id for node in nodes if isinstance(node, ast.Name)}
+        used |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        assert not used & readers, f"{path.name} reads documentation: let `sources.meaning` keep docstrings"
+
+
+@pytest.fixture
+def built(reading):
+    """The project after a build of its notebook."""
+    file("nbvae/notebook.py", "import json\ndef recorded(name):\n    return json.load(open(f'book/recorded/{name}.json'))\n")(
+        reading.root
+    )
+    assert build.execute_stale([reading]) == 1
+    return reading
+
+
+def test_prose_captions_and_comments_reach_the_page_without_a_run(built, capsys):
+    whole = build.book_key(built.root)
+    record = built.record.read_bytes()
+    for name in ("a heading", "a new paragraph", "a caption", "a tag that hides", "a comment", "a parameter's comment"):
+        CURRENT[name](built.root)
+    capsys.readouterr()
+    assert build.execute_stale([built]) == 0
+    assert capsys.readouterr().out == "tiny: up to date, its prose renewed\n"
+    page = nbformat.read(built.executed, as_version=4)
+    source = nbformat.read(built.source, as_version=4)
+    assert page.cells[-1].outputs[0].text == "42 0.5 1\n"
+    assert page.cells[-1].execution_count == 2
+    assert "A *new* paragraph." in [cell.source for cell in page.cells]
+    for cell in page.cells:
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+    assert page.cells == source.cells
+    assert built.record.read_bytes() == record
+    assert build.book_key(built.root) != whole
+    assert build.execute_stale([built]) == 0
+    assert capsys.readouterr().out == "tiny: up to date\n"
+
+
+def test_a_renewed_page_is_the_one_that_a_run_gives(built):
+    CURRENT["a heading"](built.root)
+    CURRENT["a caption"](built.root)
+    build.execute_stale([built])
+    renewed = built.executed.read_bytes()
+    built.executed.unlink()
+    assert build.execute_stale([built]) == 1
+    assert built.executed.read_bytes() == renewed
+
+
+def test_results_and_prose_changed_together_run(built):
+    CURRENT["a heading"](built.root)
+    STALE["a record that is named"](built.root)
+    assert build.execute_stale([built]) == 1
+    page = nbformat.read(built.executed, as_version=4)
+    assert page.cells[0].source == "# Tiny, and no more"
+    assert page.cells[-1].outputs[0].text == "42 0.5 2\n"
+
+
+def test_an_executed_notebook_that_lost_a_cell_is_run_again(built):
+    page = nbformat.read(built.executed, as_version=4)
+    del page.cells[1]
+    nbformat.write(page, built.executed)
+    assert not built.is_current()
+    assert build.execute_stale([built]) == 1
+
+
+def test_a_source_that_is_no_notebook_ends_the_build_in_one_line(built, capsys):
+    built.source.write_text("{")
+    assert build.main(["--root", str(built.root)]) == 1
+    message = capsys.readouterr().err
+    assert "tiny" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_page_of_prose_changes_the_book(project):
+    whole = build.book_key(project)
     (project / "book" / "index.md").write_text("# Changed\n")
-    assert notebook.key() == key
     assert build.book_key(project) != whole
 
 
