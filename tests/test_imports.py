@@ -14,6 +14,7 @@ import nbvae
 ROWS = [
     "checks",
     "_tensors",
+    "_measuring",
     "data",
     "_randomness",
     "curves",

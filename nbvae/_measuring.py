@@ -1,0 +1,145 @@
+"""What measuring asks of a model and of data, and evaluation mode while it lasts, whatever kind of object the model is."""
+
+import functools
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributions, nn
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@contextmanager
+def measuring(model: object) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; afterwards, also after an error, every submodule has its own mode again.
+
+    `model` is anything that computes with `nn.Module`s: one itself, a view of one, or an object with some in its attributes,
+    lists, dicts or closures. Nothing is touched where all are in evaluation mode already.
+    """
+    training = [module for module in modules(model) if module.training]
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def measured(function: _Function) -> _Function:
+    """`function(model, ...)` run in `measuring(model)`."""
+
+    @functools.wraps(function)
+    def run(model: Any, *args: Any, **kwargs: Any) -> Any:
+        with measuring(model):
+            return function(model, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def modules(model: object) -> list[nn.Module]:
+    """The `nn.Module`s that an object can compute with: in what it holds, however deep, and in what its functions name."""
+    # What an object holds is what the garbage collector would visit: no kind of container or view has to be known here.
+    found: list[nn.Module] = []
+    seen: dict[int, Any] = {}  # the objects too: an id is an object's own only while it lives
+    left: list[Any] = [model, *(vars(kind) for kind in type(model).__mro__ if not issubclass(nn.Module, kind))]
+    while left:
+        thing = left.pop()
+        if id(thing) in seen or not gc.is_tracked(thing) or isinstance(thing, Tensor | ModuleType | type):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, nn.Module):
+            found.append(thing)
+        if isinstance(thing, FunctionType):  # of the globals only those that it names
+            names = thing.__globals__
+            left += [names[name] for name in thing.__code__.co_names if name in names]
+            left += [thing.__closure__, thing.__dict__]
+        else:
+            left += gc.get_referents(thing)
+    return found
+
+
+def check_model(model: Any, *methods: str) -> None:
+    """Raise `ValueError` where `model` is none, or one of many β: it is measured at one.
+
+    `methods` are those that are needed, by default all three.
+    """
+    lacks = not all(callable(getattr(model, name, None)) for name in methods or ("posterior", "likelihood", "prior"))
+    if isinstance(model, type) or lacks:
+        kind = model.__name__ if isinstance(model, type) else type(model).__name__
+        hint = ": pass its .model" if hasattr(model, "model") else ""
+        hint = ": make one of the class" if isinstance(model, type) else hint
+        hint = ": the model comes first, then the data" if isinstance(model, Tensor) or hasattr(model, "train_labels") else hint
+        raise ValueError(f"a model must have posterior(x), likelihood(z) and prior(); {kind} has not{hint}")
+    if callable(getattr(model, "at", None)):
+        raise ValueError("a model of many β is measured, and sampled from, at one β: give model.at(beta)")
+
+
+def check_input(model: Any, x: Any, name: str = "x", least: int = 1) -> None:
+    """Raise `ValueError` where `model` is none (a `Run`, say, in place of its `.model`), or x no tensor of finite examples.
+
+    - `model`: what is to be measured, with `posterior(x)` and `prior()`.
+    - `x`: at least `least` examples (N, *shape).
+    - `name`: what the error calls x.
+    """
+    check_model(model, "posterior", "prior")
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        hint = "torch.as_tensor makes one of an array"
+        hint = "pass its .train or .test" if hasattr(x, "train") and not isinstance(x, nn.Module) else hint
+        hint = "stack its examples with torch.stack, or its batches with torch.cat" if hasattr(x, "dataset") else hint
+        raise ValueError(f"{name} must be a torch tensor of examples, got {type(x).__name__}: {hint}")
+    if len(x) < least or not x.numel():
+        found = len(x) if len(x) < least else f"the shape {tuple(x.shape)}"
+        raise ValueError(f"{name} must have at least {least} example{'s' * (least > 1)}, got {found}")
+    if x.is_complex() or not x.isfinite().all():
+        raise ValueError(f"{name} must hold finite real numbers, it holds {'complex ones' if x.is_complex() else 'nan or inf'}")
+
+
+def check_data(model: Any, x: Any, least: int = 1) -> None:
+    """`check_input`, and `ValueError` where x is no data for the model's likelihood: grey pixels under a Bernoulli, say."""
+    check_model(model)
+    check_input(model, x, least=least)
+    check = getattr(model, "check", None)
+    if callable(check):
+        check(x)
+
+
+def rate(posterior: distributions.Distribution, prior: distributions.Distribution, n: int) -> Float[Tensor, " n"]:
+    """KL(q(z|x) ‖ p(z)) in closed form for each of n examples x, nats; `ValueError` where torch has none."""
+    try:
+        value = distributions.kl_divergence(posterior, prior)
+    except NotImplementedError:
+        names = " and ".join(type(each).__name__ for each in (posterior, prior))
+        raise ValueError(f"the rate needs KL(q(z|x) ‖ p(z)) in closed form; torch.distributions has none for {names}") from None
+    return _per_example("posterior(x)", value, n)
+
+
+def log_prob(likelihood: distributions.Distribution, x: Float[Tensor, "rows *shape"]) -> Float[Tensor, " rows"]:
+    """log p(x|z) of each row, nats, summed over its dimensions; `ValueError` where the likelihood's event is not an example."""
+    return _per_example("likelihood(z)", likelihood.log_prob(x), len(x))
+
+
+def log_likelihood(model: Any, z: Float[Tensor, "*draws batch k"], x: Float[Tensor, "batch *shape"]) -> Tensor:
+    """log p(x|z) (*draws, batch) at several z for each x: the decoder sees them as rows (draws · batch, k)."""
+    return log_prob(model.likelihood(z.flatten(0, -2)), repeated(x, z)).unflatten(0, z.shape[:-1])
+
+
+def repeated(x: Float[Tensor, "batch *shape"], z: Float[Tensor, "*draws batch k"]) -> Float[Tensor, "rows *shape"]:
+    """x once for each of the draws of z, as rows that match those of z."""
+    draws = z.shape[:-2]
+    return x.expand(*draws, *x.shape).flatten(0, len(draws))
+
+
+def _per_example(what: str, value: Tensor, n: int) -> Tensor:
+    if value.shape != (n,):
+        raise ValueError(
+            f"{what} must be a distribution with one log-density for each of {n} examples, got {tuple(value.shape)}: "
+            "make the dimensions of an example its event with torch.distributions.Independent"
+        )
+    return value
