@@ -14,8 +14,6 @@ Every training is written to --out as it ends, and not repeated by a run of the 
 
 import argparse
 import functools
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -24,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from _record import Record
 from torch import nn
 
-import nbvae
 from nbvae import data, estimators, models, objectives, training
 from nbvae.models import multi_beta
 
@@ -65,24 +63,14 @@ BUDGETS: dict[str, dict[str, Any]] = {
 
 class Race:
     def __init__(self, budget: str, seeds: list[int], out: Path):
-        self.plan, self.seeds, self.out = BUDGETS[budget], seeds, out
+        self.plan, self.seeds = BUDGETS[budget], seeds
+        command = f"benchmarks/multi_beta.py --budget {budget} --seeds {' '.join(map(str, seeds))}"
+        self.record = Record(out, command, budget=budget, plan=self.plan)
         whole = data.load(self.plan["dataset"])
         some = whole.train[: self.plan["images"]]
         self.dataset = data.Dataset(whole.name, some, whole.validation, whole.test, binarize=whole.binarize)
         self.shape: dict[str, Any] = {"shape": whole.shape} | {
             name: self.plan[name] for name in ("network", "latent_dim", "hidden")
-        }
-        plan = json.loads(json.dumps(self.plan))
-        self.known = json.loads(out.read_text()) if out.exists() else {"budget": budget, "plan": plan, "runs": {}}
-        if self.known["plan"] != plan:
-            raise SystemExit(f"{out} holds another budget or an older plan: give another --out, or remove it")
-        self.known["provenance"] = {
-            "command": f"benchmarks/multi_beta.py --budget {budget} --seeds {' '.join(map(str, seeds))}",
-            "nbvae": nbvae.__version__,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
         }
 
     def config(self, lr: float, epochs: int, seed: int = 0) -> training.TrainConfig:
@@ -95,33 +83,35 @@ class Race:
             found |= {f"{split}_rate": point.rate, f"{split}_distortion": point.distortion, f"{split}_loss": point.loss()}
         return found
 
-    def keep(self, key: str, points: list[dict[str, float]], seconds: float) -> None:
-        self.known["runs"][key] = {"points": points, "seconds": seconds}
-        self.save()
-        print(f"{key}: {seconds:.0f} s", flush=True)
+    def points(self, key: str, make: Callable[[], tuple[list[dict[str, float]], float]]) -> list[dict[str, float]]:
+        """The points of one training, which is made only if it is not known; `make` gives them and its seconds."""
 
-    def save(self) -> None:
-        self.out.write_text(json.dumps(self.known, indent=1) + "\n")
+        def entry() -> dict[str, Any]:
+            points, seconds = make()
+            print(f"{key}: {seconds:.0f} s", flush=True)
+            return {"points": points, "seconds": seconds}
+
+        return self.record.entry(entry, "runs", key)["points"]
 
     def dedicated(self, seed: int) -> dict[float, dict[str, float]]:
         """The best of the learning rates on the validation images, for each β on its own."""
 
+        def train(lr: float) -> tuple[list[dict[str, float]], float]:
+            make = functools.partial(models.VAE, **self.shape)
+            config, betas = self.config(lr, self.plan["epochs"], seed), self.plan["betas"]
+            if self.plan["network"] == "mlp":
+                runs = _trained(lambda: training.sweep(make, self.dataset, betas=betas, seeds=[seed], config=config))
+            else:  # convolutions cannot be swept
+                runs = []
+                for beta in betas:
+                    torch.manual_seed(seed)
+                    fit = functools.partial(training.fit, make(), self.dataset, objectives.BetaVAE(beta), config)
+                    runs += _trained(lambda fit=fit: [fit()])
+            found = [self.measured(run.model, beta) for run, beta in zip(runs, betas, strict=True)]
+            return found, sum(run.seconds for run in runs)
+
         def points(lr: float) -> list[dict[str, float]]:
-            key = f"dedicated lr={lr:g} seed={seed}"
-            if key not in self.known["runs"]:
-                make = functools.partial(models.VAE, **self.shape)
-                config, betas = self.config(lr, self.plan["epochs"], seed), self.plan["betas"]
-                if self.plan["network"] == "mlp":
-                    runs = _trained(lambda: training.sweep(make, self.dataset, betas, seeds=[seed], config=config))
-                else:  # convolutions cannot be swept
-                    runs = []
-                    for beta in betas:
-                        torch.manual_seed(seed)
-                        fit = functools.partial(training.fit, make(), self.dataset, objectives.BetaVAE(beta), config)
-                        runs += _trained(lambda fit=fit: [fit()])
-                found = [self.measured(run.model, beta) for run, beta in zip(runs, betas, strict=True)]
-                self.keep(key, found, sum(run.seconds for run in runs))
-            return self.known["runs"][key]["points"]
+            return self.points(f"dedicated lr={lr:g} seed={seed}", lambda: train(lr))
 
         every = list(zip(*self.search(points), strict=True))
         return {best["beta"]: best for best in (min(same, key=lambda point: point["val_loss"]) for same in every)}
@@ -156,21 +146,23 @@ class Race:
         """The best of the learning rates by the mean validation loss over `betas`."""
         conditioning, power = kind
 
+        def train(lr: float) -> tuple[list[dict[str, float]], float]:
+            torch.manual_seed(seed)
+            model = self.model(conditioning)
+            fit = functools.partial(training.fit, model, self.dataset, objectives.MultiBeta(power))
+            [run] = _trained(lambda: [fit(self.config(lr, epochs, seed))])
+            return [self.measured(model.at(beta), beta) for beta in self.plan["betas"]], run.seconds
+
         def points(lr: float) -> list[dict[str, float]]:
             key = f"{conditioning} power={power:g} epochs={epochs} lr={lr:g} seed={seed}"
-            if key not in self.known["runs"]:
-                torch.manual_seed(seed)
-                model = self.model(conditioning)
-                fit = functools.partial(training.fit, model, self.dataset, objectives.MultiBeta(power))
-                [run] = _trained(lambda: [fit(self.config(lr, epochs, seed))])
-                self.keep(key, [self.measured(model.at(beta), beta) for beta in self.plan["betas"]], run.seconds)
-            return [point for point in self.known["runs"][key]["points"] if point["beta"] in betas]
+            return [point for point in self.points(key, lambda: train(lr)) if point["beta"] in betas]
 
         return min(self.search(points, together=True), key=lambda points: sum(point["val_loss"] for point in points))
 
     def cost(self) -> dict[str, float]:
         """Seconds of a multi-β epoch over those of a β-VAE's, by `fit` and in a `sweep` of four: medians of five rounds."""
-        if "cost" not in self.known:
+
+        def measure() -> dict[str, float]:
             part = self.dataset.train[:5_000]
             some = data.Dataset("part", part, part, part, binarize="static")
             plain = functools.partial(models.VAE, **self.shape)
@@ -183,12 +175,12 @@ class Race:
                 seconds = [_seconds(lambda m=multi: training.fit(m, some, objectives.MultiBeta(), config))]
                 seconds.append(_seconds(lambda: training.fit(plain(), some, objectives.VAE(), config)))
                 if self.plan["network"] == "mlp":
-                    seconds.append(_seconds(lambda: training.sweep(plain, some, FOUR, config=config)) / 4)
+                    seconds.append(_seconds(lambda: training.sweep(plain, some, betas=FOUR, config=config)) / 4)
                 ratios.append([seconds[0] / other for other in seconds[1:]])
             medians = map(statistics.median, zip(*ratios[1:], strict=True))
-            self.known["cost"] = dict(zip(("fit", "sweep"), medians, strict=False))
-            self.save()
-        return self.known["cost"]
+            return dict(zip(("fit", "sweep"), medians, strict=False))
+
+        return self.record.entry(measure, "cost")
 
     def race(self, title: str, kind: tuple[str, float], epochs: int, betas: tuple[float, ...]) -> None:
         """Print and keep a race's table: means over seeds, and the standard error of the regret where there are several."""
@@ -212,12 +204,12 @@ class Race:
         print(
             f"mean {regret.mean():+.2f}, largest {regret.mean(0).max():+.2f} nats, {100 * share:+.1f} % of the dedicated loss"
         )
-        self.known.setdefault("races", {})[title] = {
+        kept = {
             **{"conditioning": kind[0], "power": kind[1], "epochs": epochs, "seeds": self.seeds, "betas": betas},
             **{name: values.tolist() for name, values in table.items()},
             **{"dedicated": best.tolist(), "regret": regret.tolist()},
         }
-        self.save()
+        self.record.put(kept, "races", title)
 
 
 class FreeVariance(models.MultiBetaVAE):

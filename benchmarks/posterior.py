@@ -1,6 +1,6 @@
 """What log q(z) costs: 10,000 draws against 60,000 posteriors, 16 latents, float32, beside the arithmetic that it needs.
 
-    python benchmarks/aggregate.py [--rounds 5] [--threads 2]
+    python benchmarks/posterior.py [--rounds 5] [--threads 2]
 
 The yardstick is two matrix products (z² and z against all posteriors) and the exponentials of the result, in blocks of the
 same size. Two yardsticks: exponents as they come, most of them so negative that their exponentials are denormal, which a CPU

@@ -7,15 +7,14 @@ classifier of the labels. Every seed is written to --out as it ends, and not rep
 """
 
 import argparse
-import json
-import os
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from _record import Record
 
-import nbvae
 from nbvae import data, estimators, metrics, models, objectives, samplers, training
 
 BUDGETS: dict[str, dict[str, Any]] = {
@@ -82,23 +81,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     out = options.out or Path(f"samplers_{options.budget}.json")
-    plan = json.loads(json.dumps(BUDGETS[options.budget]))
-    known = json.loads(out.read_text()) if out.exists() else {"budget": options.budget, "plan": plan, "seeds": {}}
-    if known["plan"] != plan:
-        raise SystemExit(f"{out} holds another budget or an older plan: give another --out, or remove it")
+    plan = BUDGETS[options.budget]
+    command = f"benchmarks/samplers.py --budget {options.budget} --seeds {' '.join(map(str, options.seeds))}"
+    record = Record(out, command, budget=options.budget, plan=plan)
     dataset = data.load(plan["dataset"])
     extract = metrics.classifier(dataset)
     some = metrics.frechet_distance(extract(dataset.train[: plan["images"]]), extract(dataset.test), n_bootstrap=200)
-    known["provenance"] = {
-        "command": f"benchmarks/samplers.py --budget {options.budget} --seeds {' '.join(map(str, options.seeds))}",
-        **{"nbvae": nbvae.__version__, "torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()},
-        **{"accuracy": extract.accuracy, "real": len(dataset.test)},
-        "train": some._asdict(),
-    }
+    # All seeds are measured by one classifier, and against what images that no model has made have.
+    record.share(record.provenance, accuracy=extract.accuracy, real=len(dataset.test), train=some._asdict())
     for seed in options.seeds:
-        if str(seed) not in known["seeds"]:
-            known["seeds"][str(seed)] = measure(plan, dataset, extract, seed)
-            out.write_text(json.dumps(known, indent=1) + "\n")
+        record.entry(functools.partial(measure, plan, dataset, extract, seed), "seeds", str(seed))
 
 
 if __name__ == "__main__":

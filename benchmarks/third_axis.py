@@ -10,18 +10,15 @@ What is known already is not repeated: each part is written to --out as it ends.
 
 import argparse
 import functools
-import json
 import math
-import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _record import Record
 
-import nbvae
 from nbvae import data, estimators, metrics, models, objectives, samplers, training
 
 PLAN: dict[str, Any] = {
@@ -49,26 +46,13 @@ OBJECTIVES: dict[str, Any] = {
 
 class Study:
     def __init__(self, out: Path):
-        self.out, self.dataset = out, data.load("digits")
+        self.record, self.dataset = Record(out, "benchmarks/third_axis.py", plan=PLAN), data.load("digits")
         self.extract = metrics.classifier(self.dataset)
         self.real, self.train = self.extract(self.dataset.test), self.dataset.draw(self.dataset.train)
         self.reference = self.train[: PLAN["reference"]]
-        plan = json.loads(json.dumps(PLAN))
-        self.known = json.loads(out.read_text()) if out.exists() else {"plan": plan, "models": {}, "pairs": {}}
-        if self.known["plan"] != plan:
-            raise SystemExit(f"{out} holds another plan: give another --out, or remove it")
-        self.known["provenance"] = {
-            "command": "benchmarks/third_axis.py",
-            **{
-                "nbvae": nbvae.__version__,
-                "torch": torch.__version__,
-                "threads": torch.get_num_threads(),
-                "cores": os.cpu_count(),
-            },
-            **{"accuracy": self.extract.accuracy, "real": len(self.real)},
-            # What images that no model has made have: training images against test images.
-            "train": metrics.frechet_distance(self.extract(self.dataset.train), self.real, n_bootstrap=200)._asdict(),
-        }
+        # What images that no model has made have: training images against test images.
+        train = metrics.frechet_distance(self.extract(self.dataset.train), self.real, n_bootstrap=200)
+        self.record.share(self.record.provenance, accuracy=self.extract.accuracy, real=len(self.real), train=train._asdict())
 
     def sweep(self, make: Callable[[], Any], kinds: Sequence[Any], seeds: Sequence[int], passes: int, rate: float) -> list[Any]:
         config = training.TrainConfig(passes, 100 if rate > 4e-3 else 64, rate, "one_cycle")
@@ -105,11 +89,8 @@ class Study:
         return row
 
     def family(self, name: str, train: Callable[[], Iterable[tuple[Any, str, str]]]) -> None:
-        if name not in self.known["models"]:
-            start = time.perf_counter()
-            self.known["models"][name] = [self.measured(*each) for each in train()]
-            self.save()
-            print(f"{name}: {len(self.known['models'][name])} models, {time.perf_counter() - start:.0f} s", flush=True)
+        found = self.record.entry(lambda: [self.measured(*each) for each in train()], "models", name)
+        print(f"{name}: {len(found)} models", flush=True)
 
     def families(self, passes: int) -> None:
         """All but the pair."""
@@ -143,11 +124,16 @@ class Study:
 
     def pair(self, passes: int) -> None:
         """Weights (a, w), w < a, at which R and D are those of the heavy model: searched on some seeds, measured on others."""
-        key = str(passes)
-        if key in self.known["pairs"]:
-            return
-        start, heavy = time.perf_counter(), PLAN["heavy"]
-        seeds = range(PLAN["pair_seeds"])
+        found = self.record.entry(lambda: self.searched(passes), "pairs", str(passes))
+        for name in ("rate", "distortion", "mutual_information", "marginal_kl", "marginal_kl_lower", "second_moment", "scale"):
+            each = [np.array([row[name] for row in found[kind]]) for kind in ("heavy", "light")]
+            apart = each[1] - each[0]
+            error = apart.std(ddof=1) / math.sqrt(len(apart))
+            print(f"  {name}: {each[0].mean():.3f}, {each[1].mean():.3f}, difference {apart.mean():+.3f} ± {error:.3f}")
+
+    def searched(self, passes: int) -> dict[str, Any]:
+        """The entry of a pair: the light model's weights, the search for them, both models' rows."""
+        heavy, seeds = PLAN["heavy"], range(PLAN["pair_seeds"])
         others = range(1000, 1000 + PLAN["search_seeds"])
 
         def place(weights: Sequence[Sequence[float]], some: Sequence[int]) -> np.ndarray:
@@ -185,17 +171,7 @@ class Study:
             name: [self.measured(run.model, name, str(run.config.seed)) for run in self.weighed([weights], seeds, passes)]
             for name, weights in (("heavy", heavy), ("light", light))
         }
-        self.known["pairs"][key] = {"light_weights": light, "search": tried, **rows}
-        self.save()
-        print(f"pair, {passes} passes: {time.perf_counter() - start:.0f} s", flush=True)
-        for name in ("rate", "distortion", "mutual_information", "marginal_kl", "marginal_kl_lower", "second_moment", "scale"):
-            each = [np.array([row[name] for row in rows[kind]]) for kind in ("heavy", "light")]
-            apart = each[1] - each[0]
-            error = apart.std(ddof=1) / math.sqrt(len(seeds))
-            print(f"  {name}: {each[0].mean():.3f}, {each[1].mean():.3f}, difference {apart.mean():+.3f} ± {error:.3f}")
-
-    def save(self) -> None:
-        self.out.write_text(json.dumps(self.known, indent=1, ensure_ascii=False) + "\n")
+        return {"light_weights": light, "search": tried, **rows}
 
 
 def main() -> None:
@@ -204,7 +180,6 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("third_axis.json"))
     study = Study(parser.parse_args().out)
-    study.save()
     for passes in PLAN["passes"]:
         study.families(passes)
     for passes in PLAN["pair_passes"]:
