@@ -3,6 +3,7 @@
 The rooms, from the ones that know least to the ones that know most; each is loaded on first use:
 
 - `data`: named data sets and a reader's own, with fixed splits.
+- `results`: what is measured: estimates with their errors, tidy frames, means over seeds, pairs.
 - `curves`: rate–distortion points and curves as records, and comparisons of them.
 - `analytic`: closed forms to hold everything else to.
 - `models`: VAEs as three distributions, `posterior(x)`, `likelihood(z)`, `prior()`.
@@ -30,6 +31,7 @@ __all__ = [
     "objectives",
     "plotting",
     "posterior",
+    "results",
     "samplers",
     "training",
 ]

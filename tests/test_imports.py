@@ -13,6 +13,7 @@ import nbvae
 # Rooms from the ones that know least, and the modules of each in the same order.
 ROWS = [
     "checks",
+    "results",
     "_tensors",
     "_measuring",
     "data",

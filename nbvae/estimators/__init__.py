@@ -2,8 +2,9 @@
 
 from nbvae.estimators._moments import ActiveUnits, Moments, active_units, moments
 from nbvae.estimators.decomposition import CrossTerms, Decomposition, MinibatchTerms, decompose, minibatch_terms
-from nbvae.estimators.evidence import Estimate, ais, gap, iwae
+from nbvae.estimators.evidence import ais, gap, iwae
 from nbvae.estimators.rd import empirical_entropy, evaluate, rd_curve
+from nbvae.results import Estimate
 
 __all__ = [
     "ActiveUnits",

@@ -1,0 +1,341 @@
+"""Estimates: their arithmetic against simulation and closed forms, their rounding; tidy frames, means over seeds, pairs."""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from nbvae import estimators
+from nbvae.results import Estimate, over_seeds, paired, tidy
+
+
+def one_line(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- the number
+
+
+def test_an_estimate_is_the_mean_with_the_error_of_its_spread():
+    values = [1.0, 2.0, 6.0]
+    for made, over in (
+        (Estimate.over_runs(values), "runs"),
+        (Estimate.over_examples(np.array(values)), "examples"),
+        (Estimate.of(torch.tensor(values), "draws"), "draws"),
+        (Estimate.of(torch.tensor(values, requires_grad=True), "batches"), "batches"),
+    ):
+        assert float(made) == made.value == pytest.approx(3, abs=1e-12)
+        assert made.stderr == pytest.approx(math.sqrt(7 / 3))
+        assert (made.n, made.over) == (3, over)
+        assert list(made.values) == values
+        assert made.per_example is made.values
+    assert estimators.Estimate is Estimate
+    assert math.isnan(Estimate.over_runs([1.5]).stderr)
+    bare = Estimate(1.0, 0.5, 7)
+    assert (bare.over, bare.values, bare.per_example) == (None, None, None)
+    assert "values" not in repr(Estimate.over_runs(np.zeros(1000)))
+
+
+def test_two_estimates_are_equal_if_their_numbers_are():
+    a = Estimate.over_runs([1.0, 3.0])
+    assert a == Estimate(2.0, 1.0, 2, "runs")
+    assert hash(a) == hash(Estimate(2.0, 1.0, 2, "runs"))
+    assert a != Estimate(2.0, 1.0, 2, "examples")
+    assert a != Estimate(2.0, 1.0, 3, "runs")
+    assert Estimate(1.0) == Estimate(1.0, float("nan"))
+    assert a != 2.0
+
+
+def test_scaling_and_shifting_go_for_the_error_and_for_the_values():
+    values = np.array([1.0, 2.0, 6.0, 4.0])
+    a = Estimate.over_runs(values)
+    for found, truth in (
+        (-2 * a, -2 * values),
+        (a * np.float64(3), 3 * values),
+        (np.float64(3) * a, 3 * values),
+        (np.float32(0.5) * a, 0.5 * values),
+        (torch.tensor(2.0) * a, 2 * values),
+        (a / 4, values / 4),
+        (-a, -values),
+        (a + 1, values + 1),
+        (1 + a, values + 1),
+        (a - 1, values - 1),
+        (1 - a, 1 - values),
+    ):
+        expected = Estimate.over_runs(truth)
+        assert found.value == pytest.approx(expected.value)
+        assert found.stderr == pytest.approx(expected.stderr)
+        assert (found.n, found.over) == (4, "runs")
+        np.testing.assert_allclose(found.values, truth)
+    assert (3 * Estimate(1.0, 0.5)).stderr == 1.5
+    assert (Estimate(0.0, 0.1) * -3).stderr == pytest.approx(0.3)
+    for call in (lambda: a * a, lambda: a * "2", lambda: a / a, lambda: a + "1", lambda: a * True, lambda: a * [1, 2]):
+        with pytest.raises(TypeError):
+            call()
+
+
+def test_a_difference_says_whether_it_is_in_pairs():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=50)
+    a_values, b_values = shared + 0.1 * rng.normal(size=50), shared + 0.1 * rng.normal(size=50)
+    a, b = Estimate.over_examples(a_values), Estimate.over_examples(b_values)
+    pairs, apart = a.minus(b, paired=True), a.minus(b, paired=False)
+    assert pairs == Estimate.over_examples(a_values - b_values)
+    assert pairs.value == pytest.approx(apart.value)
+    assert apart.stderr == pytest.approx(math.hypot(a.stderr, b.stderr))
+    assert pairs.stderr < apart.stderr / 3
+    assert apart.values is None
+    assert (apart.n, apart.over) == (50, "examples")
+    mixed = a.minus(Estimate.over_runs([1.0, 2.0]), paired=False)
+    assert (mixed.n, mixed.over) == (None, None)
+    total = a.plus(b, paired=True)
+    np.testing.assert_allclose(
+        [total.value, total.stderr], [*(lambda e: (e.value, e.stderr))(Estimate.of(a_values + b_values))]
+    )
+    for call in (lambda: a - b, lambda: a + b):
+        one_line(call, "a.minus(b, paired=True), or paired=False")
+    with pytest.raises(TypeError):
+        a.minus(b)
+    for other in (Estimate(1.0, 0.1, 50, "examples"), Estimate.over_examples(b_values[1:]), Estimate.over_runs(b_values)):
+        one_line(
+            lambda other=other: a.minus(other, paired=True),
+            "a paired difference needs as many values on both sides, of one kind",
+        )
+    one_line(lambda: a.minus(1.0, paired=True), "minus takes an Estimate")
+
+
+def test_errors_of_differences_cover_in_simulation():
+    rng = np.random.default_rng(1)
+    covered = {True: 0, False: 0}
+    for _ in range(1000):
+        for in_pairs in covered:
+            shared = rng.normal(size=40)
+            a = shared + rng.normal(size=40)
+            b = (shared if in_pairs else rng.normal(size=40)) + rng.normal(size=40)
+            gap = Estimate.of(a).minus(Estimate.of(b), paired=in_pairs)
+            covered[in_pairs] += abs(gap.value) < 2 * gap.stderr
+    # Two errors of 40 values cover 94.8 % by Student's t, 95.0 % of two sets; 1000 trials scatter by .7 %.
+    assert all(0.92 < count / 1000 < 0.975 for count in covered.values())
+
+
+def test_bad_estimates_in_one_line():
+    for call, message in (
+        (lambda: Estimate("1"), "value must be a number; got '1'"),
+        (lambda: Estimate(True), "value must be a number; got True"),
+        (lambda: Estimate(torch.zeros(2, 2)), "value must be a number; got a Tensor of shape (2, 2)"),
+        (lambda: Estimate(1.0, -0.1), "stderr must be a number >= 0, or nan; got -0.1"),
+        (lambda: Estimate(1.0, None), "stderr must be a number >= 0, or nan; got None"),
+        (lambda: Estimate(1.0, 0.1, 0), "n must be a whole number >= 1, got 0"),
+        (lambda: Estimate(1.0, 0.1, 2.5), "n must be a whole number >= 1, got 2.5"),
+        (lambda: Estimate(1.0, 0.1, 3, "seeds"), "over must be one of examples, runs, draws, batches; got 'seeds'"),
+        (lambda: Estimate(1.0, 0.1, 3, values=[1.0]), "values must be the 3 that this is the mean of, got 1"),
+        (lambda: Estimate.over_runs([]), "values must be at least one number, (n,)"),
+        (lambda: Estimate.over_runs(1.0), "values must be at least one number, (n,)"),
+        (lambda: Estimate.over_runs([[1.0, 2.0]]), "values must be at least one number, (n,), got a ndarray of shape (1, 2)"),
+        (lambda: Estimate.over_runs(torch.zeros(0)), "values must be at least one number, (n,), got a Tensor of shape (0,)"),
+        (lambda: Estimate.over_runs(["a"]), "values must be at least one number, (n,), got ['a']"),
+        (lambda: Estimate.over_runs("abc"), "values must be at least one number, (n,), got 'abc'"),
+        (lambda: Estimate.of([1.0], "seeds"), "over must be one of"),
+    ):
+        one_line(call, message)
+
+
+# ---------------------------------------------------------------- its text
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "spec", "text"),
+    [
+        (-0.32, 0.02, "", "-0.32 ± 0.02"),
+        (-0.3234, 0.0213, "", "-0.32 ± 0.02"),
+        (0.3234, 0.0213, "+", "+0.32 ± 0.02"),
+        (-0.3234, 0.0213, "+", "-0.32 ± 0.02"),
+        (-0.3234, 0.0213, ".3f", "-0.323 ± 0.021"),
+        (0.3234, 0.0213, "+.3f", "+0.323 ± 0.021"),
+        (0.3234, 0.0213, ".1%", "32.3% ± 2.1%"),
+        (0.3234, 0.0213, ".2e", "3.23e-01 ± 2.13e-02"),
+        (0.3234, 0.0143, "", "0.323 ± 0.014"),  # a first digit 1: rounding to one would change it by up to a third
+        (0.3234, 0.0199, "", "0.323 ± 0.020"),
+        (0.3234, 0.0996, "", "0.32 ± 0.10"),
+        (0.3234, 0.096, "", "0.32 ± 0.10"),
+        (0.3234, 0.95, "", "0.3 ± 0.9"),
+        (5.0, 9.96, "", "5 ± 10"),
+        (-0.003, 0.02, "", "0.00 ± 0.02"),
+        (-0.003, 0.02, "+", "+0.00 ± 0.02"),
+        (0.0, 0.3, "", "0.0 ± 0.3"),
+        (123456.0, 2345.0, "", "123000 ± 2000"),
+        (123456.0, 1345.0, "", "123500 ± 1300"),
+        (72.345, 31.0, "", "70 ± 30"),
+        (1.2345e9, 2.1e6, "", "(1.234 ± 0.002)e+09"),
+        (-1.2345e-7, 2.1e-9, "+", "(-1.23 ± 0.02)e-07"),
+        (3e-9, 2e-3, "", "0.000 ± 0.002"),
+        (0.00032, 0.00002, "", "0.00032 ± 0.00002"),
+        (0.25, 0.0, "", "0.25 ± 0"),
+        (0.1 + 0.2, 1e-17, "", "0.3 ± 0"),  # rounding is no error
+        (0.25, math.inf, "", "0.25 ± inf"),
+        (0.3234567, math.nan, "", "0.3235"),
+        (0.3234567, math.nan, "+", "+0.3235"),
+        (0.3234567, math.nan, ".2f", "0.32"),
+        (123456.7, math.nan, "", "123457"),
+        (3.0, math.nan, "", "3"),
+        (1e12, math.nan, "", "1e+12"),
+        (math.nan, math.nan, "", "nan"),
+        (math.nan, 0.1, "", "nan ± 0.1"),
+        (-math.inf, 0.1, "", "-inf ± 0.1"),
+        (-0.3234, 0.0213, ">15", "   -0.32 ± 0.02"),
+    ],
+)
+def test_value_and_error_end_at_the_same_digit(value, stderr, spec, text):
+    assert format(Estimate(value, stderr), spec) == text
+
+
+def test_text_is_right_to_its_last_digit_at_every_scale():
+    """The error that is shown is within its rounding of the true one: half a unit in 2, at least, or in 10."""
+    rng = np.random.default_rng(2)
+    for _ in range(2000):
+        error = float(10 ** rng.uniform(-12, 12))
+        value = float(rng.normal() * error * 10 ** rng.uniform(-2, 4))
+        text = str(Estimate(value, error))
+        found = re.fullmatch(r"\(?(-?\d+(?:\.\d+)?) ± (\d+(?:\.\d+)?)(?:\)(e[+-]\d\d))?", text)
+        assert found, text
+        shown, shown_error = (float(f"{part}{found[3] or ''}") for part in found.groups()[:2])
+        decimals = [len(part.partition(".")[2]) for part in found.groups()[:2]]
+        assert decimals[0] == decimals[1]
+        unit = abs(shown_error - error)
+        assert unit <= error / 4 * (1 + 1e-9), text
+        assert abs(shown - value) <= error / 2 * (1 + 1e-6), text
+        assert len(text) < 32, text
+
+
+def test_the_error_of_an_unknown_value_is_not_invented():
+    assert str(Estimate(2.0, math.nan, 1, "runs")) == "2" == f"{Estimate.over_runs([2.0])}"
+    assert "±" not in f"{Estimate(2.0):+.3f}"
+    with pytest.raises(ValueError, match="Format specifier"):
+        format(Estimate(1.0, 0.1), ".f")
+
+
+# ---------------------------------------------------------------- frames
+
+
+def test_a_frame_has_the_columns_of_its_kind_in_their_order():
+    frame = Estimate(1.5, 0.2, 10, "examples").to_frame(
+        "log_p", split="test", method="iwae", dataset="digits", seed=3, study=None
+    )
+    assert list(frame) == ["dataset", "seed", "split", "method", "quantity", "value", "stderr", "n"]
+    assert frame.iloc[0].tolist() == ["digits", 3, "test", "iwae", "log_p", 1.5, 0.2, 10]
+    assert frame["n"].dtype == frame["seed"].dtype == "int64"
+    one_line(lambda: Estimate(1.0).to_frame(value=3), "value is a column of the rows themselves")
+    one_line(
+        lambda: Estimate(1.0).to_frame(beta=[1, 2]), "beta must be one value for all rows, a number or a string; got [1, 2]"
+    )
+
+
+def seeds_and_betas():
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(size=(4, 3)) for name in ("vae", "film", "gates")}
+    axes = {"seed": [3, 0, 7, 1], "beta": [0.1, 1.0, 10.0]}
+    frame = pd.concat([tidy(each, axes, "loss", objective=name) for name, each in values.items()], ignore_index=True)
+    return values, frame
+
+
+def test_an_array_becomes_rows_and_its_axes_columns():
+    values, frame = seeds_and_betas()
+    assert list(frame) == ["objective", "beta", "seed", "quantity", "value", "stderr", "n"]
+    assert len(frame) == 3 * 4 * 3
+    one = frame[(frame.objective == "film") & (frame.beta == 10.0) & (frame.seed == 7)]
+    assert one.value.tolist() == [values["film"][2, 2]]
+    one_line(lambda: tidy([1.0, 2.0], {"seed": [0]}, "loss"), "the axes seed have (1,) places, the values the shape (2,)")
+    one_line(lambda: tidy([], {"seed": []}, "loss"), "the axes seed have (0,) places")
+
+
+def test_means_over_seeds_are_those_of_the_arrays_in_whatever_order_the_rows_come():
+    values, frame = seeds_and_betas()
+    shuffled = frame.sample(frac=1.0, random_state=0)
+    each = over_seeds(shuffled, by=["objective", "beta"])
+    means = over_seeds(shuffled, by="objective", mean_over="beta")
+    for name, array in values.items():
+        for column, beta in enumerate((0.1, 1.0, 10.0)):
+            assert each[name, beta].value == pytest.approx(array[:, column].mean())
+            assert each[name, beta].stderr == pytest.approx(array[:, column].std(ddof=1) / 2)
+            assert (each[name, beta].n, each[name, beta].over) == (4, "runs")
+        assert means[name].value == pytest.approx(array.mean())
+        assert means[name].stderr == pytest.approx(array.mean(1).std(ddof=1) / 2)
+    one = over_seeds(frame[frame.objective == "vae"], mean_over=["beta"])
+    assert one.value == pytest.approx(means["vae"].value)
+    table = over_seeds(frame, by=["objective", "beta"]).unstack("beta", sort=False)
+    assert list(table.index) == ["vae", "film", "gates"]
+    assert list(table) == [0.1, 1.0, 10.0]
+    single = over_seeds(frame[frame.seed == 3], by=["objective", "beta"])["vae", 0.1]
+    assert single.value == values["vae"][0, 0]
+    assert math.isnan(single.stderr)
+
+
+def test_means_average_nothing_that_was_not_named():
+    _, frame = seeds_and_betas()
+    other = frame.assign(quantity="rate")
+    for call, message in (
+        (
+            lambda: over_seeds(frame, by="objective"),
+            "objective = vae has several beta: select one, or name it in by or in mean_over",
+        ),
+        (lambda: over_seeds(frame, mean_over="beta"), "the frame has several objective"),
+        (lambda: over_seeds(pd.concat([frame, other]), ["objective", "beta"]), "has several quantity"),
+        (
+            lambda: over_seeds(pd.concat([frame, frame]), ["objective", "beta"]),
+            "objective = vae, beta = 0.1 has two rows of one seed",
+        ),
+        (lambda: over_seeds(frame.iloc[1:], "objective", "beta"), "objective = vae has no value for some beta of some seed"),
+        (lambda: over_seeds(frame.iloc[:-1], ["objective"], ["beta"]), "objective = gates has no value for some beta"),
+        (lambda: over_seeds(frame, by="colour"), "by must be among the columns of the frame, objective, beta, seed"),
+        (lambda: over_seeds(frame.drop(columns="seed"), by="objective"), "the frame has no column seed"),
+        (lambda: over_seeds(frame.assign(seed=None), by="objective"), "each with its seed"),
+        (lambda: over_seeds(frame.iloc[:0], by="objective"), "needs rows"),
+        (lambda: over_seeds([1, 2]), "needs a tidy frame, as to_frame() makes one, got list"),
+    ):
+        one_line(call, message)
+    hole = frame.copy()
+    hole.loc[0, "value"] = math.nan
+    assert math.isnan(over_seeds(hole, "objective", "beta")["vae"].value)  # not left out silently
+
+
+def test_paired_differences_have_the_error_of_the_pairs():
+    values, frame = seeds_and_betas()
+    less = paired(frame.sample(frac=1.0, random_state=1), objective="vae")
+    assert list(less) == list(frame)
+    assert set(less.objective) == {"film", "gates"}
+    found = over_seeds(less, by="objective", mean_over="beta")
+    for name in ("film", "gates"):
+        truth = (values[name] - values["vae"]).mean(1)
+        assert found[name].value == pytest.approx(truth.mean())
+        assert found[name].stderr == pytest.approx(truth.std(ddof=1) / 2)
+        by_hand = over_seeds(frame[frame.objective == name], mean_over="beta").minus(
+            over_seeds(frame[frame.objective == "vae"], mean_over="beta"), paired=True
+        )
+        assert by_hand.stderr == pytest.approx(found[name].stderr)
+    # Two columns select the baseline together.
+    two = frame.assign(power=(frame.objective == "gates").astype(float))
+    again = over_seeds(paired(two, objective="vae", power=0.0), by="objective", mean_over="beta")
+    assert again["gates"] == found["gates"]
+    assert less.stderr.isna().all()
+
+
+def test_pairs_are_complete_and_unique():
+    _, frame = seeds_and_betas()
+    for call, message in (
+        (lambda: paired(frame), "a baseline is a column that tells models apart"),
+        (lambda: paired(frame, quantity="loss"), "a baseline is a column that tells models apart"),
+        (lambda: paired(frame, colour=1), "baseline must be among the columns of the frame"),
+        (lambda: paired(frame, objective="dip"), "no row has objective = dip; there are vae, film, gates"),
+        (
+            lambda: paired(frame.iloc[1:], objective="vae"),
+            "no row of objective = vae is the partner of objective = film, beta = 0.1, seed = 3",
+        ),
+        (lambda: paired(pd.concat([frame, frame.iloc[:1]]), objective="vae"), "two rows agree in beta, seed, quantity"),
+        (lambda: paired(pd.concat([frame, frame.iloc[-1:]]), objective="vae"), "two rows agree in beta, seed, quantity"),
+    ):
+        one_line(call, message)
