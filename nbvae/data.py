@@ -7,13 +7,14 @@ reported on the test split. The global random streams of torch and numpy stay as
 import contextlib
 import hashlib
 import inspect
+import math
 import os
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from nbvae import checks
 
 BINARIZE = (None, "threshold", "static", "dynamic")
 SPLITS = ("train", "validation", "test")
+_NAMES = (*SPLITS, *(f"{split}_labels" for split in SPLITS))  # the arrays of an .npz, and the tensors of a `Dataset`
 SPECTRUM = (5.0, 3.0, 1.5, 0.8, 0.4, 0.2, 0.1, 0.05)
 
 # SHA-256 of the uncompressed IDX files: the wrapper differs from one gzip to the next, the content may not.
@@ -46,13 +48,27 @@ _Arrays = tuple[Sequence[np.ndarray], Sequence[np.ndarray | None]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Three splits of one data set: values (N, *shape), float32 from `load`, on the CPU; labels (N,), int64, or None.
+    """Three splits of one data set, as `load` returns them or as a reader makes them from tensors.
 
-    `binarize` says how grey values became pixels: None (they did not), "threshold" (1 above .5), "static" (one
-    Bernoulli draw for each pixel, made once) or "dynamic" (`train` keeps the grey values, the probabilities of `draw`;
-    the other two splits are static, so that they measure every model on the same pixels).
+    Arguments, which are also the attributes:
 
-    Raises `ValueError` if a split is empty or the splits differ in shape.
+    - `name`: what tables and figures call the data set.
+    - `train`, `validation`, `test`: values (N, *shape) of N examples, dense tensors on the CPU without a gradient. All
+      three are float32, as from `load`, or all are float64.
+    - `train_labels`, `validation_labels`, `test_labels`: the class of each example, an int64 tensor (N,), or None.
+    - `binarize`: how grey values became pixels. None: they did not. "threshold": 1 above .5. "static": one Bernoulli draw
+      for each pixel, made once. "dynamic": `train` keeps the grey values, the probabilities of `draw`; the other two splits
+      are static, so that they measure every model on the same pixels. Unless None, values are in [0, 1].
+
+    Raises `ValueError`, in one line, for tensors of another kind, and for splits that would go wrong later without a word:
+    empty ones, splits that differ in shape, values that are not finite, images with their channels last, and splits on two
+    scales (the mean |value| of one is more than 50 times that of another; a split of fewer than three examples is too
+    small to tell).
+
+    >>> x = torch.rand(10, 4)
+    >>> ds = Dataset("mine", train=x[:6], validation=x[6:8], test=x[8:])
+    >>> ds.shape, ds.is_binary, ds.reach == float(x[:6].max())
+    ((4,), False, True)
     """
 
     name: str
@@ -65,8 +81,26 @@ class Dataset:
     binarize: str | None = None
 
     def __post_init__(self):
+        if not isinstance(self.name, str):
+            raise ValueError(f"name must be a string, got {_kind(self.name)}")
         checks.choice("binarize", self.binarize, BINARIZE)
-        _same_shape({split: tuple(getattr(self, split).shape) for split in SPLITS})
+        splits = {split: getattr(self, split) for split in SPLITS}
+        for split, x in splits.items():
+            _plain_tensor(split, x)
+        if len({x.dtype for x in splits.values()}) > 1:
+            each = ", ".join(f"{split} {x.dtype}" for split, x in splits.items())
+            raise ValueError(f"the splits must have one dtype, float32 or float64; got {each}")
+        _check_splits(splits)
+        for split, x in splits.items():
+            labels = getattr(self, f"{split}_labels")
+            whole = isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.device.type == "cpu"
+            if labels is not None and not (whole and labels.shape == (len(x),)):
+                raise ValueError(
+                    f"{split}_labels must be an int64 tensor ({len(x)},) on the CPU, or None; got {_kind(labels)}"
+                    + (f" of shape {tuple(labels.shape)}" if whole else "")
+                )
+        if self.binarize is not None:
+            _check_unit(self.name, self.binarize, splits.values())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,14 +113,19 @@ class Dataset:
         return self.binarize == "dynamic" or bool(((self.train == 0) | (self.train == 1)).all())
 
     @cached_property
+    def reach(self) -> float:
+        """The largest |value| of `train`, in its own units: 1 for pixels, and what a model's first layer has to bear."""
+        return max(map(abs, _range(self.train)))
+
+    @cached_property
     def sha256(self) -> str:
         """SHA-256 of the splits with their labels, types and shapes; with the grey `train` if "dynamic"."""
         digest = hashlib.sha256()
-        for name in (*SPLITS, *(f"{split}_labels" for split in SPLITS)):
+        for name in _NAMES:
             tensor = getattr(self, name)
             if tensor is not None:
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                array = tensor.detach().cpu().contiguous().numpy()
+                array = tensor.contiguous().numpy()
                 digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False))
         return digest.hexdigest()
 
@@ -94,6 +133,10 @@ class Dataset:
         """A batch of `train` as training sees it: x, or if "dynamic" a fresh Bernoulli draw of each pixel.
 
         The draw takes from `generator`, or from torch's global stream without one.
+
+        >>> ds = load("digits", binarize="dynamic")
+        >>> ds.draw(ds.train[:100]).unique().tolist()
+        [0.0, 1.0]
         """
         return torch.bernoulli(x, generator=generator) if self.binarize == "dynamic" else x
 
@@ -105,6 +148,13 @@ class Dataset:
 def load(name: str | os.PathLike, binarize: str | None = "default", **options) -> Dataset:
     """Load a data set by name, or a reader's own from a path to an `.npz`.
 
+    - `name`: one of the names below, or the path.
+    - `binarize`: "default", None (grey values in [0, 1]), "threshold", "static" or "dynamic", as `Dataset` describes them;
+      the static draw is the same in every run.
+    - `options`: `patches` takes `sizes`, the numbers of examples in the three splits; `gaussian` takes `sizes`, `spectrum`
+      (the eigenvalues of its covariance, each >= 0, not all zero) and `seed` (of the samples, >= 0; the covariance depends
+      on the spectrum alone). The others take none.
+
     | name | shape | train/validation/test | default `binarize` | what it is |
     |---|---|---|---|---|
     | `digits` | (1, 8, 8) | 1200/200/397 | "threshold" | scikit-learn's handwritten digits, a seeded permutation |
@@ -113,28 +163,24 @@ def load(name: str | os.PathLike, binarize: str | None = "default", **options) -
     | `mnist` | (1, 28, 28) | 50000/10000/10000 | "static" | the original files; validation is the end of its train |
     | a path | (n,) or (C, H, W) | as in the file | None | see below |
 
-    `binarize` is "default", None (grey values in [0, 1]), "threshold", "static" or "dynamic", as `Dataset` describes
-    them; the static draw is the same in every run.
-
-    Options: `patches` takes `sizes`; `gaussian` takes `spectrum` (eigenvalues >= 0, not all zero), `sizes` and `seed`
-    (of the samples; the covariance depends on the spectrum alone).
-
     MNIST is looked for in `$NBVAE_DATA/mnist`, `$NBVAE_DATA` and the user's cache, and downloaded into the cache once.
 
     An `.npz` has the arrays `train`, `test` and optionally `validation`, `train_labels`, `validation_labels`,
-    `test_labels`. Values are (N, n), (N, H, W), read as one channel, or (N, C, H, W); uint8 is divided by 255, all else
-    is taken as it is. Without `validation`, a tenth of `train`, chosen by a fixed seed, is held out for it. The data
-    set is named after the file.
+    `test_labels`, and no others but numbers or texts without a dimension, which are taken for notes. Values are (N, n),
+    (N, H, W), read as one channel, or (N, C, H, W). uint8 is divided by 255, and then all splits must be uint8; all else is
+    taken as it is. A table may be on any scale, but images of whole numbers beyond 1, levels that nobody divided, are
+    refused. Without `validation`, a tenth of `train`, chosen by a fixed seed, is held out for it. The data set is named
+    after the file.
 
-    Raises `ValueError` for an argument that is not allowed and for a file whose content is not as expected,
-    `FileNotFoundError` for a file that is neither here nor to be had: one line each. A bad file is left in place.
+    Raises `ValueError` for an argument that is not allowed and for a file whose content is not as expected here or in
+    `Dataset`, `FileNotFoundError` for a file that is neither here nor to be had: one line each. A bad file is left in place.
 
     >>> load("digits")
     Dataset('digits', shape=(1, 8, 8), 1200/200/397, binarize='threshold')
     """
     checks.choice("binarize", binarize, ("default", *BINARIZE))
     if isinstance(name, os.PathLike) or (isinstance(name, str) and name.lower().endswith(".npz")):
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))  # of a home that does not exist, the file is not found; Path's would raise
         name, default = path.name, None
         _no_other_options(name, options, ())
         values, labels = _npz(path)
@@ -145,20 +191,26 @@ def load(name: str | os.PathLike, binarize: str | None = "default", **options) -
             raise ValueError(f"binarize must be None for {name}, which has no grey levels in [0, 1]; got {binarize!r}")
         values, labels = read(**options)
     else:
-        raise ValueError(f"dataset must be one of {', '.join(_SETS)}, or a path to an .npz; got {name!r}")
-    binarize = default if binarize == "default" else binarize
-    if binarize is not None:
-        low, high = min(part.min() for part in values), max(part.max() for part in values)
-        if low < 0 or high > 1:
-            raise ValueError(f"binarize={binarize!r} needs values in [0, 1], but {name} has {low:g} to {high:g}")
-        values = [_binary(part, binarize, index) for index, part in enumerate(values)]
-    tensors = [torch.from_numpy(np.ascontiguousarray(part, np.float32)) for part in values]
+        raise ValueError(f"dataset must be one of {', '.join(_SETS)}, or a path to an .npz; got {_short(name)}")
     targets = [None if part is None else torch.from_numpy(np.array(part, np.int64)) for part in labels]
-    return Dataset(name, *tensors, *targets, binarize=binarize)
+    # Checked as grey values first: binarised, a nan would be a pixel like any other.
+    grey = Dataset(name, *(torch.from_numpy(_float32(part)) for part in values), *targets, binarize=None)
+    binarize = default if binarize == "default" else binarize
+    if binarize is None:
+        return grey
+    _check_unit(name, binarize, (grey.train, grey.validation, grey.test))
+    train, validation, test = (torch.from_numpy(_float32(_binary(part, binarize, index))) for index, part in enumerate(values))
+    return replace(grey, train=train, validation=validation, test=test, binarize=binarize)
 
 
 def gaussian_covariance(spectrum: Sequence[float] = SPECTRUM) -> Float[np.ndarray, "n n"]:
-    """The covariance U diag(spectrum) Uᵀ of `load("gaussian", spectrum=spectrum)`, float64; U is fixed by n."""
+    """The covariance U diag(spectrum) Uᵀ of `load("gaussian", spectrum=spectrum)`, float64; U is fixed by n.
+
+    `spectrum` lists the n eigenvalues, each >= 0, not all zero; `ValueError` for anything else.
+
+    >>> np.linalg.eigvalsh(gaussian_covariance([2.0, 0.5])).round(12).tolist()
+    [0.5, 2.0]
+    """
     rotation, eigenvalues = _rotation(spectrum)
     return (rotation * eigenvalues) @ rotation.T
 
@@ -174,7 +226,7 @@ def _binary(grey: np.ndarray, binarize: str, index: int) -> np.ndarray:
 
 
 def _digits() -> _Arrays:
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     parts = np.split(np.random.default_rng(0).permutation(len(images)), [1200, 1400])
     return [(images[part] / 16).reshape(-1, 1, 8, 8) for part in parts], [labels[part] for part in parts]
 
@@ -239,6 +291,10 @@ def _npz(path: Path) -> _Arrays:
     arrays = _read_npz(path)
     if missing := [name for name in ("train", "test") if name not in arrays]:
         raise ValueError(f"{path} has no array {' and no array '.join(missing)}; it has {', '.join(arrays) or 'none'}")
+    # Refused, since a split or labels under a misspelt name would be left out without a word; a number or a text alone, a
+    # reader's note, can be neither.
+    if unknown := [name for name, array in arrays.items() if name not in _NAMES and array.ndim]:
+        raise ValueError(f"{path} has unknown arrays: {', '.join(unknown)}; an .npz may have {', '.join(_NAMES)}")
     for split in SPLITS:
         if split not in arrays and f"{split}_labels" in arrays:
             raise ValueError(f"{path}: {split}_labels needs an array {split}")
@@ -249,19 +305,19 @@ def _npz(path: Path) -> _Arrays:
         if part.ndim not in (2, 3, 4):
             raise ValueError(f"{path}: {split} must be (N, n), (N, H, W) or (N, C, H, W), got {part.shape}")
     values = {split: part[:, None] if part.ndim == 3 else part for split, part in values.items()}
-    _same_shape({split: part.shape for split, part in values.items()}, f"{path}: ")
-    # Divided by 255, pixels that are 0 or 1 would all but vanish.
-    if all(part.dtype == np.uint8 for part in values.values()) and max(part.max() for part in values.values()) == 1:
-        raise ValueError(f"{path}: uint8 is read as 0..255, but no value is above 1; save 0/1 pixels as bool or float32")
+    white = _white(values, path)
+    values = {split: _float32(part) / white for split, part in values.items()}
+    _check_splits({split: torch.from_numpy(part) for split, part in values.items()}, f"{path}: ")
     for split, part in values.items():
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused as such
-            values[split] = part.astype(np.float32) / (255 if part.dtype == np.uint8 else 1)
-        if not np.isfinite(values[split]).all():
-            raise ValueError(f"{path}: {split} holds values that are not finite in float32")
+        if part.ndim == 4 and abs(part).max() > 1 and (part == np.rint(part)).all():
+            raise ValueError(
+                f"{path}: {split} holds images of whole numbers up to {abs(part).max():g}: divide by 255, or by the level that "
+                "is white, before saving; or save bytes as uint8"
+            )
     labels = {split: arrays.get(f"{split}_labels") for split in values}
     for split, part in labels.items():
         n = len(values[split])
-        if part is not None and (part.dtype.kind not in "bui" or part.shape != (n,)):
+        if part is not None and (part.dtype.kind not in "bui" or part.shape != (n,) or (part != part.astype(np.int64)).any()):
             raise ValueError(f"{path}: {split}_labels must be {n} whole numbers, got {part.dtype} of shape {part.shape}")
     if "validation" not in values:
         n = len(values["train"])
@@ -275,17 +331,38 @@ def _npz(path: Path) -> _Arrays:
     return [values[split] for split in SPLITS], [labels[split] for split in SPLITS]
 
 
+def _white(values: Mapping[str, np.ndarray], path: Path) -> np.float32:
+    """What the splits of a file are divided by: 255 if they are bytes, else 1."""
+    are_bytes = [part.dtype == np.uint8 for part in values.values()]
+    if not any(are_bytes):
+        return np.float32(1)
+    if not all(are_bytes):
+        each = ", ".join(f"{split} {part.dtype}" for split, part in values.items())
+        raise ValueError(
+            f"{path}: uint8 is divided by 255 and nothing else is, so that splits must be all uint8 or none: {each}"
+        )
+    # Divided by 255, pixels that are 0 or 1 would all but vanish, as would the 17 levels of the digits.
+    if 0 < (most := max(part.max(initial=0) for part in values.values())) <= 16:
+        raise ValueError(
+            f"{path}: uint8 is read as 0..255, but no value is above {most}; "
+            + ("save 0/1 pixels as bool or float32" if most == 1 else "save the values divided by that level, as float32")
+        )
+    return np.float32(255)
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise FileNotFoundError(f"no file {path}; dataset must be one of {', '.join(_SETS)}, or a path to an .npz")
-    names = {*SPLITS, *(f"{split}_labels" for split in SPLITS)}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] if name in names else np.empty(0) for name in file.files}
+        with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
+            # An altered header can make numpy stop short of the end of an array, where its checksum would be compared.
+            if file.zip.testzip() is not None:
+                raise zipfile.BadZipFile
+            return {name: np.asarray(file[name]) for name in file.files}
     except PermissionError:
         raise
-    # All that numpy and zipfile were seen to raise on damaged bytes.
-    except (ValueError, OSError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    # All that numpy and zipfile were seen to raise on damaged bytes; AttributeError of what is an array, but no archive.
+    except (ValueError, OSError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         # numpy's own word for arrays that only pickle can hold.
         reason = "it holds Python objects" if "Object arrays" in str(error) else "it is not an .npz, or damaged"
         raise ValueError(f"cannot read {path} as arrays of numbers: {reason}") from None
@@ -358,13 +435,74 @@ def _gunzip(packed: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _same_shape(shapes: dict[str, tuple[int, ...]], where: str = "") -> None:
-    for split, shape in shapes.items():
-        if 0 in shape or len(shape) < 2:
+def _plain_tensor(name: str, x: object) -> None:
+    """Raise `ValueError` unless x is the plain kind of tensor that everything else computes with."""
+    if not isinstance(x, Tensor):
+        cure = "torch.as_tensor makes one of an array or a list"
+    elif x.dtype not in (torch.float32, torch.float64):
+        bytes_ = "bytes become one by x.float() / 255"
+        cure = bytes_ if x.dtype == torch.uint8 else "x.float() makes one of real numbers"
+    elif x.device.type != "cpu":
+        cure = "x.cpu() is there; training moves it to the device of its config"
+    elif x.requires_grad or x.layout != torch.strided:
+        cure = "x.detach() has no gradient" if x.requires_grad else "x.to_dense() is dense"
+    else:
+        return
+    raise ValueError(f"{name} must be a dense float32 or float64 tensor on the CPU, without a gradient, got {_kind(x)}: {cure}")
+
+
+def _check_splits(splits: Mapping[str, Tensor], where: str = "") -> None:
+    """Raise `ValueError` for splits of floats that would go wrong without a word; the docstring of `Dataset` lists them."""
+    for split, x in splits.items():
+        shape = tuple(x.shape)
+        if len(shape) < 2:
+            raise ValueError(f"{where}{split} must have the shape (N, n) or (N, C, H, W), N examples; got {shape}")
+        if 0 in shape:
             raise ValueError(f"{where}{split} is empty: its shape is {shape}")
-    if len({shape[1:] for shape in shapes.values()}) > 1:
-        each = ", ".join(f"{split} {shape[1:]}" for split, shape in shapes.items())
+    if len({x.shape[1:] for x in splits.values()}) > 1:
+        each = ", ".join(f"{split} {tuple(x.shape[1:])}" for split, x in splits.items())
         raise ValueError(f"{where}examples must have one shape in all splits, got {each}")
+    for split, x in splits.items():
+        # Five channels or more of at most four columns: no picture has that shape, and all with their channels last do.
+        if x.dim() == 4 and x.shape[3] <= 4 < min(x.shape[1:3]):
+            cure = f"x.{'transpose' if where else 'permute'}(0, 3, 1, 2)"
+            raise ValueError(
+                f"{where}{split} must be (N, C, H, W), but {tuple(x.shape)} looks like (N, H, W, C): make it {cure}"
+            )
+        if not all(map(math.isfinite, _range(x))):
+            raise ValueError(f"{where}{split} holds values that are not finite in {str(x.dtype).removeprefix('torch.')}")
+    # The mean, since the largest value is that of one outlier. Iid splits of three rows differ by as much in one of 10^5.
+    sizes = {split: float(torch.linalg.vector_norm(x, 1)) / x.numel() for split, x in splits.items() if len(x) >= 3}
+    sizes = {split: size for split, size in sizes.items() if size > 0}
+    if sizes and max(sizes.values()) > 50 * min(sizes.values()):
+        each = ", ".join(f"{split} {size:.3g}" for split, size in sizes.items())
+        raise ValueError(f"{where}all splits must be on one scale, but their mean |value| is: {each}")
+
+
+def _check_unit(name: str, binarize: str, splits: Iterable[Tensor]) -> None:
+    """Raise `ValueError` unless all values can be probabilities of pixels."""
+    lows, highs = zip(*map(_range, splits), strict=True)
+    if min(lows) < 0 or max(highs) > 1:
+        raise ValueError(f"binarize={binarize!r} needs values in [0, 1], but {name} has {min(lows):g} to {max(highs):g}")
+
+
+def _range(x: Tensor) -> tuple[float, float]:
+    """The smallest and the largest value, in one pass; both nan if there is one."""
+    low, high = x.aminmax()
+    return float(low), float(high)
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused as such
+        return np.ascontiguousarray(values, np.float32)
+
+
+def _kind(x: object) -> str:
+    """What x is, in a few words."""
+    if not isinstance(x, Tensor):
+        return f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+    odd = [f"on {x.device}"] * (x.device.type != "cpu") + [str(x.layout)] * (x.layout != torch.strided)
+    return ", ".join([str(x.dtype), *odd, *["with a gradient"] * x.requires_grad])
 
 
 def _sizes(sizes: object) -> list[int]:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import itertools
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -400,8 +401,18 @@ X = np.zeros((6, 4))
         ({"train": X + 1j, "test": X}, "train must hold real numbers, got dtype complex128"),
         ({"train": X.astype(object), "test": X}, "it holds Python objects"),
         ({"train": X[0], "test": X[0]}, "train must be (N, n), (N, H, W) or (N, C, H, W), got (4,)"),
+        ({"train": X[0, 0], "test": X}, "train must be (N, n), (N, H, W) or (N, C, H, W), got ()"),
+        ({"train": np.zeros((9, 1, 2, 3, 4)), "test": X}, "(N, H, W) or (N, C, H, W), got (9, 1, 2, 3, 4)"),
+        ({"train": X, "test": X.astype("S3")}, "test must hold real numbers, got dtype |S3"),
+        ({"train": X, "test": X.astype("M8[s]")}, "test must hold real numbers, got dtype datetime64[s]"),
+        ({"train": X, "test": X, "train_labels": X[:, :1].astype(int)}, "train_labels must be 6 whole numbers, got int64"),
+        (
+            {"train": X, "test": X, "train_labels": np.full(6, 2**63, np.uint64)},
+            "train_labels must be 6 whole numbers, got uint",
+        ),
         ({"train": X[:1], "test": X}, "train needs at least 2 examples"),
         ({"train": X.astype(np.uint8) + 1, "test": X.astype(np.uint8)}, "save 0/1 pixels as bool or float32"),
+        ({"train": X.astype(np.uint8) + 16, "test": X.astype(np.uint8)}, "no value is above 16; save the values divided by"),
     ],
 )
 def test_bad_arrays_are_refused_in_one_line(arrays, message, tmp_path):
@@ -411,8 +422,86 @@ def test_bad_arrays_are_refused_in_one_line(arrays, message, tmp_path):
     assert str(path) in told
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "Train", "labels", "train_label", "y_train", "test_labels ", "arr_0"])
+def test_misspelt_arrays_are_refused_and_notes_are_not(name, tmp_path):
+    path = write(tmp_path / "mine.npz", train=X, test=X, **{name: np.arange(6)})
+    told = refusal(path)
+    assert f"unknown arrays: {name};" in told
+    assert all(known in told for known in ("validation", "train_labels", "validation_labels", "test_labels"))
+    path = write(tmp_path / "mine.npz", train=X, test=X, **{name: np.array("cut from two photographs")})
+    assert len(data.load(path).test) == 6
+
+
+def splits_of(kind, other=None, rows=40, shape=(8, 8)):
+    """Two splits of bytes in the types given, a float scaled to [0, 1] for a type with a "/"."""
+    bytes_ = np.random.default_rng(0).integers(0, 256, (rows, *shape), dtype=np.uint8)
+    parts = []
+    for part, each in ((bytes_, kind), (bytes_[:9], other or kind)):
+        parts.append((part > 127) if each == "bool" else (part / 255 if "/" in each else part).astype(each.strip("/")))
+    return {"train": parts[0], "test": parts[1]}
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [("u1", "f4"), ("u1", "/f4"), ("u1", "i8"), ("u1", "i2"), ("u1", "bool"), ("/f4", "f4"), ("/f4", "i8"), ("bool", "i8")],
+)
+@pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8), (64,)])
+def test_splits_on_two_scales_are_refused(one, two, shape, tmp_path):
+    for kinds in ((one, two), (two, one)):
+        told = refusal(write(tmp_path / "mine.npz", **splits_of(*kinds, shape=shape)))
+        assert any(word in told for word in ("uint8", "one scale", "divide by 255"))
+
+
+def test_a_split_of_bytes_beside_one_of_0_and_1_is_refused(tmp_path):
+    splits = splits_of("u1")
+    splits["test"] = splits["test"] // 128
+    assert "one scale, but their mean |value| is: train 0.498, test 0.00193" in refusal(write(tmp_path / "mine.npz", **splits))
+
+
+@pytest.mark.parametrize(("one", "two"), [("/f4", "/f8"), ("/f2", "/f4"), ("bool", "bool"), ("bool", "/f4"), ("u1", "u1")])
+def test_types_that_are_on_one_scale_may_differ(one, two, tmp_path):
+    mine = data.load(write(tmp_path / "mine.npz", **splits_of(one, two)))
+    assert mine.reach == pytest.approx(1, abs=1 / 255)
+    assert mine.train.dtype == mine.test.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "i8", "u2", "i2"])
+@pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8)])
+def test_images_of_levels_that_nobody_divided_are_refused_and_tables_are_not(kind, shape, tmp_path):
+    told = refusal(write(tmp_path / "mine.npz", **splits_of(kind, shape=shape)))
+    assert "whole numbers up to 255: divide by 255" in told
+    splits = splits_of(kind, shape=shape)
+    table = data.load(write(tmp_path / "table.npz", **{name: part.reshape(len(part), -1) for name, part in splits.items()}))
+    assert table.reach == 255
+    few = {name: part // 128 * 2 - 1.0 for name, part in splits.items()}  # −1 and 1, whole but no levels
+    assert data.load(write(tmp_path / "signs.npz", **few)).reach == 1
+    halves = {name: part / 2 for name, part in splits.items()}
+    assert data.load(write(tmp_path / "halves.npz", **halves)).reach == 127.5
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (64, 64, 4), (5, 9, 3), (40, 8, 1)])
+@pytest.mark.parametrize("kind", ["u1", "/f4", "bool"])
+def test_images_with_their_channels_last_are_refused_with_the_transposition_to_make(shape, kind, tmp_path):
+    splits = splits_of(kind, shape=shape, rows=12)
+    told = refusal(write(tmp_path / "mine.npz", **splits))
+    assert f"{(12, *shape)} looks like (N, H, W, C): make it x.transpose(0, 3, 1, 2)" in told
+    mine = data.load(write(tmp_path / "mine.npz", **{name: x.transpose(0, 3, 1, 2) for name, x in splits.items()}))
+    assert mine.shape == (shape[2], *shape[:2])
+    x = torch.rand(12, *shape)
+    with pytest.raises(ValueError, match=r"train must be .* make it x.permute\(0, 3, 1, 2\)"):
+        data.Dataset("mine", x, x, x)
+    assert data.Dataset("mine", *[x.permute(0, 3, 1, 2)] * 3).shape == mine.shape
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 3), (1, 9, 1), (4, 9, 4), (3, 1, 4), (16, 2, 2), (512, 1, 1), (64, 4, 4), (2, 9, 3)])
+def test_narrow_images_and_feature_maps_with_their_channels_first_are_accepted(shape, tmp_path):
+    mine = data.load(write(tmp_path / "mine.npz", **splits_of("/f4", shape=shape)))
+    assert mine.shape == shape
+
+
 def test_files_that_are_missing_or_damaged_are_refused_in_one_line(tmp_path):
     assert "no file" in refusal(str(tmp_path / "none.npz"), error=FileNotFoundError)
+    assert "no file" in refusal("~nobody-of-this-name/none.npz", error=FileNotFoundError)
     good = write(tmp_path / "good.npz", train=np.random.default_rng(0).random((50, 40)), test=X)
     content = good.read_bytes()
     flipped = bytearray(content)
@@ -420,6 +509,9 @@ def test_files_that_are_missing_or_damaged_are_refused_in_one_line(tmp_path):
     # The entry of an archive's directory: its compression method, made one that does not exist.
     unknown = bytearray(content)
     unknown[content.index(b"PK\x01\x02") + 10] = 99
+    # The header of the first array: 10 of its 50 rows, so that numpy reads less than the checksum is of.
+    fewer = content.replace(b"(50, 40)", b"(10, 40)")
+    assert fewer != content
     np.save(tmp_path / "array.npy", X)
     contents = [
         b"",
@@ -429,6 +521,8 @@ def test_files_that_are_missing_or_damaged_are_refused_in_one_line(tmp_path):
         content[:-30],
         bytes(flipped),
         bytes(unknown),
+        fewer,
+        pickle.dumps({"train": X, "test": X}),
         (tmp_path / "array.npy").read_bytes(),
     ]
     for number, bad in enumerate(contents):
@@ -459,6 +553,10 @@ def test_unknown_names_and_options_are_refused_in_one_line():
     assert refusal("digits", binarize=True) == allowed + "True"
 
 
+def test_samples_that_float32_cannot_hold_are_refused():
+    assert refusal("gaussian", spectrum=[1e300, 1.0], sizes=(9, 9, 9)) == "train holds values that are not finite in float32"
+
+
 def test_a_data_set_of_ones_own_tensors_is_checked():
     x = torch.zeros(4, 3, dtype=torch.float64)
     assert data.Dataset("mine", x, x, x).is_binary
@@ -468,3 +566,91 @@ def test_a_data_set_of_ones_own_tensors_is_checked():
         data.Dataset("mine", x, x, x[:0])
     with pytest.raises(ValueError, match="binarize must be one of"):
         data.Dataset("mine", x, x, x, binarize="default")
+
+
+def of_own(*arguments, **options) -> str:
+    """The message of `Dataset`'s refusal, which is one line."""
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
+        data.Dataset(*arguments, **options)
+    assert caught.value.__cause__ is caught.value.__context__ is None
+    return str(caught.value)
+
+
+Y = torch.rand(8, 5)
+
+
+@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (Y.numpy(), "got numpy.ndarray: torch.as_tensor makes one"),
+        (Y.tolist(), "got list: torch.as_tensor makes one"),
+        (None, "got NoneType"),
+        (torch.utils.data.DataLoader(Y), "got torch.utils.data.dataloader.DataLoader"),
+        ((255 * Y).to(torch.uint8), "got torch.uint8: bytes become one by x.float() / 255"),
+        ((255 * Y).long(), "got torch.int64: x.float() makes one"),
+        (Y > 0.5, "got torch.bool: x.float() makes one"),
+        (Y.half(), "got torch.float16: x.float() makes one"),
+        (Y.bfloat16(), "got torch.bfloat16: x.float() makes one"),
+        (Y + 0j, "got torch.complex64: x.float() makes one of real numbers"),
+        (Y.clone().requires_grad_(), "got torch.float32, with a gradient: x.detach()"),
+        (torch.nn.Parameter(Y), "got torch.float32, with a gradient: x.detach()"),
+        (Y.to("meta"), "got torch.float32, on meta: x.cpu()"),
+        (Y.to_sparse(), "got torch.float32, torch.sparse_coo: x.to_dense()"),
+        (Y[0], "must have the shape (N, n) or (N, C, H, W), N examples; got (5,)"),
+        (Y[0, 0], "must have the shape (N, n) or (N, C, H, W), N examples; got ()"),
+        (Y[:, :0], "is empty: its shape is (8, 0)"),
+        (Y.where(Y.max() > Y, np.nan), "holds values that are not finite in float32"),
+        (Y.where(Y.max() > Y, -np.inf), "holds values that are not finite in float32"),
+        (Y.double(), "the splits must have one dtype, float32 or float64"),
+        (255 * Y, "all splits must be on one scale, but their mean |value| is"),
+    ],
+)
+def test_tensors_of_another_kind_are_refused_in_one_line(split, x, message):
+    told = of_own("mine", **{name: x if name == split else Y for name in data.SPLITS})
+    assert message in told
+    assert told.startswith(split) or "splits" in message
+
+
+@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.arange(7),
+        torch.arange(8)[:, None],
+        torch.arange(8.0),
+        torch.arange(8, dtype=torch.int32),
+        np.arange(8),
+        [0] * 8,
+        3,
+    ],
+)
+def test_labels_of_another_kind_are_refused_in_one_line(split, labels):
+    assert of_own("mine", Y, Y, Y, **{f"{split}_labels": labels}).startswith(
+        f"{split}_labels must be an int64 tensor (8,) on the CPU, or None; got "
+    )
+    assert getattr(data.Dataset("mine", Y, Y, Y, **{f"{split}_labels": torch.arange(8)}), f"{split}_labels").sum() == 28
+
+
+def test_a_forgotten_name_and_pixels_that_are_no_probabilities_are_refused_in_one_line():
+    assert of_own(Y, Y, Y, Y) == "name must be a string, got torch.float32"
+    for how in ("threshold", "static", "dynamic"):
+        told = of_own("mine", Y, Y, 1.5 * Y / Y.max(), binarize=how)
+        assert told.startswith(f"binarize={how!r} needs values in [0, 1], but mine has 0.")
+        assert told.endswith(" to 1.5")
+
+
+def test_reach_is_the_largest_size_of_a_training_value():
+    x = torch.tensor([[-7.0, 2.0], [0.5, 3.0]])
+    assert data.Dataset("mine", x, 2 * x, 3 * x).reach == 7
+    assert data.Dataset("mine", -x.double(), x.double(), x.double()).reach == 7
+    assert data.load("digits", binarize=None).reach == data.load("digits", binarize="dynamic").reach == 1
+
+
+def test_iid_splits_however_small_or_heavy_are_on_one_scale():
+    generator = torch.Generator().manual_seed(0)
+    for rows in (1, 2, 3, 9):
+        for _ in range(200):
+            x = torch.randn(100 + rows, 2, generator=generator)
+            for values in (x, x.exp(), (x > 1).float(), 1000 * x):
+                data.Dataset("mine", values[:100], values[100:], values[100:])
