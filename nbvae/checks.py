@@ -1,66 +1,206 @@
-"""Bad input, answered in one line: each check returns the value or raises a `ValueError` that says what is allowed."""
+"""Bad input, answered in one line: each check returns the value or raises a `ValueError` that says what is allowed.
+
+They belong where a reader's values come in. Behind that, what has passed is trusted.
+"""
 
 import math
-from collections.abc import Collection, Iterable, Sized
+import sys
+from collections.abc import Collection, Iterable, Sequence, Sized
 from numbers import Integral, Real
 from typing import Any
 
-
-def _plain(value: Any) -> Any:
-    """The number in a tensor or an array without dimensions, anything else as it is."""
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+import numpy as np
 
 
-def positive(name: str, value: object) -> float:
-    """Return `value` as a float if it is a finite number above zero."""
-    value = _plain(value)
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
-        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+def positive(name: str, value: Any) -> float:
+    """Return `value` as a float if it is a finite number above zero.
+
+    >>> positive("beta", 4)
+    4.0
+    """
+    value = _scalar(value)
+    if not (_is_finite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number > 0, got {shown(value)}")
     return float(value)
 
 
-def between(name: str, value: object, least: float, most: float) -> float:
-    """Return `value` as a float if it is a finite number in [least, most]; infinite limits do not limit."""
-    value = _plain(value)
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not least <= float(value) <= most:
+def between(name: str, value: Any, least: float, most: float) -> float:
+    """Return `value` as a float if it is a finite number in [least, most].
+
+    - `name`: what the error calls the value.
+    - `value`: a number, or an array or tensor without dimensions.
+    - `least`, `most`: the limits, which are allowed themselves; −∞ and ∞ do not limit.
+
+    >>> between("share", 0.5, 0, 1)
+    0.5
+    """
+    value = _scalar(value)
+    if not (_is_finite(value) and least <= float(value) <= most):
         limits = [f">= {least:g}"] * (least > -math.inf) + [f"<= {most:g}"] * (most < math.inf)
-        raise ValueError(f"{name} must be a finite number {' and '.join(limits)}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number {' and '.join(limits)}, got {shown(value)}")
     return float(value)
 
 
 def not_negative(name: str, value: object) -> float:
-    """Return `value` as a float if it is a finite number, zero or above."""
+    """Return `value` as a float if it is a finite number, zero or above.
+
+    >>> not_negative("weight", 0)
+    0.0
+    """
     return between(name, value, 0, math.inf)
 
 
+def pair(name: str, value: Any) -> tuple[float, float]:
+    """Return `value` as two floats if it holds exactly two finite numbers, 0 < low < high.
+
+    >>> pair("beta_range", [0.1, 10])
+    (0.1, 10.0)
+    """
+    given = value.tolist() if hasattr(value, "tolist") else value
+    numbers = [_scalar(number) for number in given] if isinstance(given, Sequence) else []
+    if len(numbers) != 2 or not all(map(_is_finite, numbers)) or not 0 < numbers[0] < numbers[1]:
+        raise ValueError(f"{name} must be two numbers, 0 < low < high; got {shown(value)}")
+    return float(numbers[0]), float(numbers[1])
+
+
 def whole(name: str, value: object, minimum: int = 1) -> int:
-    """Return `value` as an int if it is a whole number of at least `minimum`."""
-    value = _plain(value)
+    """Return `value` as an int if it is a whole number.
+
+    - `name`: what the error calls the value.
+    - `value`: a number, or an array or tensor without dimensions. True and False are no numbers here.
+    - `minimum`: the smallest number that is allowed.
+
+    >>> whole("epochs", 20)
+    20
+    """
+    value = _scalar(value)
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-        raise ValueError(f"{name} must be a whole number >= {minimum}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number >= {minimum}, got {shown(value)}")
     return int(value)
 
 
+def wholes(name: str, values: Any) -> tuple[int, ...]:
+    """Return `values` as a tuple of whole numbers >= 1; a single number is no list of them, an empty list is.
+
+    >>> wholes("hidden", [400, 400])
+    (400, 400)
+    """
+    given = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ValueError(f"{name} must be a list of whole numbers >= 1, got {shown(values)}")
+    return tuple(whole(name, value) for value in given)
+
+
+def array(name: str, value: Any, shape: Sequence[int | None]) -> np.ndarray:
+    """Return a copy of `value` as a float64 array if it holds finite real numbers in the right shape.
+
+    - `name`: what the error calls the value.
+    - `value`: whatever numpy makes an array of, or a tensor on any device.
+    - `shape`: the shape that is asked for; None stands for any length but zero.
+
+    >>> array("variance", [1, 2], (None,))
+    array([1., 2.])
+    """
+    try:
+        given = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        real = given.dtype.kind in "biuf"
+    except (TypeError, ValueError, RuntimeError):  # ragged lists; tensors of a type that numpy has not, or without values
+        given, real = np.empty(0), False
+    if not real:
+        raise ValueError(f"{name} must be an array of real numbers, got {type(value).__name__}")
+    wanted = "(" + ", ".join("any" if side is None else str(side) for side in shape) + ("," * (len(shape) == 1)) + ")"
+    fits = given.ndim == len(shape) and all(b in (None, a) for a, b in zip(given.shape, shape, strict=True))
+    if not fits or not given.size:
+        raise ValueError(f"{name} must have the shape {wanted}, got {given.shape}")
+    if not np.isfinite(given).all():
+        raise ValueError(f"{name} must be finite, it holds nan or inf")
+    return given.astype(np.float64)
+
+
 def choice(name: str, value: object, allowed: Collection[object]) -> object:
-    """Return `value` if it is one of `allowed`."""
+    """Return `value` if it is one of `allowed`.
+
+    - `name`: what the error calls the value.
+    - `value`: anything at all.
+    - `allowed`: a list, or a dict whose keys are allowed; the error lists them.
+
+    >>> choice("network", "mlp", ("linear", "mlp"))
+    'mlp'
+    """
     try:
         known = value in allowed
-    except TypeError:  # an unhashable value against a dict or set
+    except (TypeError, ValueError, RuntimeError):  # an unhashable value, or an array
         known = False
     if not known:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {shown(value)}")
     return value
 
 
 def listed(name: str, values: object) -> list:
-    """Return `values` as a list of at least one element; a string is no list, nor is a single number."""
+    """Return `values` as a list of at least one element; a string is no list, nor is a single number.
+
+    >>> listed("seeds", range(3))
+    [0, 1, 2]
+    """
     values = values.tolist() if hasattr(values, "tolist") else values  # type: ignore[attr-defined]
     if isinstance(values, str) or not isinstance(values, Iterable) or not (values := list(values)):
-        raise ValueError(f"{name} must be a list with at least one value, got {values!r}")
+        raise ValueError(f"{name} must be a list with at least one value, got {shown(values)}")
     return values
 
 
 def examples(x: Sized, least: int = 1) -> None:
-    """Raise `ValueError` if x has fewer than `least` examples along its first axis."""
+    """Raise `ValueError` if x has fewer than `least` examples along its first axis.
+
+    >>> examples([0.1, 0.2], least=3)
+    Traceback (most recent call last):
+    ValueError: x must have at least 3 examples, got 2
+    """
     if len(x) < least:
         raise ValueError(f"x must have at least {least} example{'s' * (least > 1)}, got {len(x)}")
+
+
+def shown(value: object, most: int = 80) -> str:
+    """`repr(value)` for an error message: in one line, as that of a large array is not, and of at most `most` characters.
+
+    >>> shown(np.eye(2))
+    'array([[1., 0.], [0., 1.]])'
+    """
+    line = " ".join(repr(value).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def seed(name: str, value: object) -> int:
+    """Return `value` as an int if torch takes it as a seed: a whole number from 0 to 2⁶³ − 1.
+
+    >>> seed("seed", 0)
+    0
+    """
+    number = _scalar(value)
+    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number < 2**63:
+        raise ValueError(f"{name} must be a whole number >= 0 and < 2⁶³, got {short(value)}")
+    return int(number)
+
+
+def short(value: Any) -> str:
+    """What an error calls a value: its `repr` where that is short and on one line, else what kind of thing it is.
+
+    >>> short([1, 2]), short({})
+    ('[1, 2]', '{}')
+    """
+    shape = getattr(value, "shape", None)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if shape is not None and not isinstance(value, (int, float)):
+        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
+
+
+def _scalar(value: Any) -> Any:
+    """The number in a tensor or an array without dimensions, anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _is_finite(value: Any) -> bool:
+    # Not math.isfinite, which a whole number beyond the floats makes raise an error of its own.
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max  # pyright: ignore

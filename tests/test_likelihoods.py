@@ -152,7 +152,7 @@ def crossed(kind, levels, dtype=torch.float64, scales=SCALES, locations=LOCATION
     """The mass at every location (L, 1, 1) and scale (S, 1), to be asked for every level."""
     location = torch.tensor(locations, dtype=dtype)[:, None, None].requires_grad_()
     scale = torch.tensor(scales, dtype=dtype)[:, None].requires_grad_()
-    return likelihoods.Discretized(location, scale, levels, kind), location, scale
+    return likelihoods.OnLevels(location, scale, levels, kind), location, scale
 
 
 def log_mass(kind, levels, location, scale):
@@ -193,7 +193,7 @@ def test_discretized_gradients_are_finite_and_those_of_finite_differences(kind, 
     x = grid_of(levels)
 
     def total(location, scale):
-        return likelihoods.Discretized(location, scale, levels, kind).log_prob(x)
+        return likelihoods.OnLevels(location, scale, levels, kind).log_prob(x)
 
     _, location, scale = crossed(kind, levels)
     location, scale = (each.detach().expand(len(LOCATIONS), len(SCALES), levels).clone() for each in (location, scale))
@@ -222,7 +222,7 @@ def test_discretized_gradients_in_float32_are_those_in_float64(kind, locations):
     for dtype in (torch.float64, torch.float32):
         _, location, scale = crossed(kind, 17, dtype, (1e-3, 1.0), locations)
         both = [each.detach().expand(len(locations), 2, 17).clone().requires_grad_() for each in (location, scale)]
-        p = likelihoods.Discretized(*both, 17, kind)
+        p = likelihoods.OnLevels(*both, 17, kind)
         results.append(torch.autograd.grad(p.log_prob(grid_of(17, dtype)).sum(), both))
     for exact, single in zip(*results, strict=True):  # for each level: in the sum of all they may cancel
         torch.testing.assert_close(single.double(), exact, rtol=0.02, atol=1e-2)
@@ -253,7 +253,7 @@ def test_the_mass_of_a_small_bin_is_density_times_width(kind):
     x = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
     errors = []
     for bins in (10, 100, 1000):
-        p = likelihoods.Discretized(torch.tensor(location, dtype=torch.float64), torch.tensor(scale).double(), bins + 1, kind)
+        p = likelihoods.OnLevels(torch.tensor(location, dtype=torch.float64), torch.tensor(scale).double(), bins + 1, kind)
         errors.append(abs(p.log_prob(x).numpy() - law.logpdf(x) - math.log(1 / bins)).max())
     assert errors[2] < 1e-5
     assert errors[0] / errors[1] == pytest.approx(100, rel=0.1)
@@ -261,12 +261,14 @@ def test_the_mass_of_a_small_bin_is_density_times_width(kind):
 
 
 def test_discretized_likelihoods_are_their_gaussian_in_bins():
-    """The modules, `discretized` and `Discretized` are one mass; the logistic has σ for its standard deviation."""
-    output, x = torch.randn(7, 12, dtype=torch.float64), torch.randint(0, 17, (7, 3, 2)).double() / 16
-    gaussian = likelihoods.make("gaussian", (3, 2), "z_diag").double()(output)
-    module = likelihoods.make("discretized_gaussian", (3, 2), "z_diag", 17).double()(output)
-    torch.testing.assert_close(likelihoods.discretized(gaussian, 17).log_prob(x), module.log_prob(x))
-    fine = likelihoods.Discretized(torch.tensor(0.5).double(), torch.tensor(0.02).double(), 2001, "logistic")
+    """The modules, the view `Discretized` and `OnLevels` are one mass; the logistic has σ for its standard deviation."""
+    model = models.VAE((3, 2), 4, likelihood="gaussian", sigma="z_diag").double()
+    z, x = torch.randn(7, 4, dtype=torch.float64), torch.randint(0, 17, (7, 3, 2)).double() / 16
+    module = likelihoods.make("discretized_gaussian", (3, 2), "z_diag", 17).double()(model.decoder(z))
+    torch.testing.assert_close(models.Discretized(model, 17).likelihood(z).log_prob(x), module.log_prob(x))
+    base = model.likelihood(z).base_dist
+    assert torch.equal(likelihoods.OnLevels(base.loc, base.scale, 17).log_prob(x).sum((1, 2)), module.log_prob(x))
+    fine = likelihoods.OnLevels(torch.tensor(0.5).double(), torch.tensor(0.02).double(), 2001, "logistic")
     assert fine.stddev.item() == pytest.approx(0.02, rel=1e-3)
 
 
@@ -518,8 +520,7 @@ def test_what_cannot_be_calibrated_discretized_or_weighed_is_refused():
     one_line(lambda: calibration.calibrate(run, x), "pass its .model")
     one_line(lambda: models.Discretized(models.VAE((3,), likelihood="bernoulli")), "only a model with a gaussian likelihood")
     one_line(lambda: models.Discretized(models.VAE((3,), likelihood="gaussian"), levels=1), "levels must be")
-    one_line(lambda: likelihoods.discretized(likelihoods.make("bernoulli", (3,))(x), 4), "only a gaussian")
-    one_line(lambda: likelihoods.Discretized(x, x, 4, "cauchy"), "gaussian, logistic")
+    one_line(lambda: likelihoods.OnLevels(x, x, 4, "cauchy"), "gaussian, logistic")
     one_line(lambda: objectives.LogMSE()(models.VAE((3,), likelihood="continuous_bernoulli"), x), "gaussian decoders")
     for beta in (0, -1.0, math.nan, "1"):
         one_line(lambda beta=beta: objectives.LogMSE(beta=beta), "beta must be a finite number > 0")

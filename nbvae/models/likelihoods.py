@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, distributions, nn
 
 from nbvae import checks
@@ -35,7 +35,13 @@ _PACE = 10.0
 
 
 class Bernoulli(nn.Module):
-    """Independent Bernoulli pixels; the network's output is their logits. A probability mass on {0, 1}ⁿ only."""
+    """Independent Bernoulli dimensions, whose logits are the network's output. A probability mass on {0, 1}ⁿ only.
+
+    `shape` is the shape of one example. Called with the output (*batch, n), it returns the distribution of x (*batch, *shape).
+
+    >>> Bernoulli((2, 3))(torch.zeros(5, 6)).log_prob(torch.ones(5, 2, 3))[0].div(math.log(2)).item()  # six times log ½
+    -6.0
+    """
 
     def __init__(self, shape: Sequence[int]):
         super().__init__()
@@ -43,10 +49,12 @@ class Bernoulli(nn.Module):
         self.n_outputs = math.prod(self.shape)
 
     def forward(self, output: Float[Tensor, "*batch n"]) -> distributions.Independent:
-        pixels = distributions.Bernoulli(logits=output.unflatten(-1, self.shape), validate_args=False)
-        return _independent(pixels, len(self.shape))
+        return _independent(distributions.Bernoulli(logits=output.unflatten(-1, self.shape), validate_args=False), self.shape)
 
-    def check(self, x: Float[Tensor, "batch *shape"]) -> None:
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}"
+
+    def check(self, x: Shaped[Tensor, "batch *shape"]) -> None:
         """Raise `ValueError` unless every pixel is 0 or 1: on grey pixels this "likelihood" has no normaliser."""
         if not ((x == 0) | (x == 1)).all():
             raise ValueError(
@@ -59,21 +67,30 @@ class ContinuousBernoulli(Bernoulli):
     """A density on [0, 1]ⁿ: the Bernoulli formula with its normaliser (Loaiza-Ganem & Cunningham 2019); output: logits.
 
     Where data sit on 0 or 1 the density grows without bound with the logit λ, as log |λ|.
+
+    `shape` is the shape of one example. Called with the output (*batch, n), it returns the distribution of x (*batch, *shape).
+
+    >>> ContinuousBernoulli((3,))(torch.zeros(3)).log_prob(torch.rand(5, 3)).abs().max().item()  # uniform at λ = 0
+    0.0
     """
 
     def forward(self, output: Float[Tensor, "*batch n"]) -> distributions.Independent:
-        return _independent(OnUnitInterval(output.unflatten(-1, self.shape)), len(self.shape))
+        return _independent(OnUnitInterval(output.unflatten(-1, self.shape)), self.shape)
 
-    def check(self, x: Float[Tensor, "batch *shape"]) -> None:
+    def check(self, x: Shaped[Tensor, "batch *shape"]) -> None:
         """Raise `ValueError` unless every value is in [0, 1]."""
         if not ((x >= 0) & (x <= 1)).all():
             raise ValueError("a continuous_bernoulli likelihood needs values in [0, 1]; use likelihood='gaussian'")
 
 
 class OnUnitInterval(distributions.Distribution):
-    """p(x) = e^{λ(x − ½)} u/sinh u on [0, 1], u = |λ|/2: the continuous Bernoulli of logit λ.
+    """p(x) = e^{λ(x − ½)} u/sinh u on [0, 1], u = |λ|/2: the continuous Bernoulli of logit λ, given as `logits`.
 
-    torch's clamps λ in the normaliser only, from |λ| = 12 on: in float32 its integral is .8 at 20, and .4 at 40.
+    torch's clamps λ in the normaliser only, from |λ| = 12 on: in float32 its integral is .8 at 20, and .4 at 40. `log_prob` is
+    in nats, for each number alone.
+
+    >>> [round(mean, 3) for mean in OnUnitInterval(torch.tensor([0.0, 40.0])).mean.tolist()]
+    [0.5, 0.975]
     """
 
     arg_constraints: Any = {}  # noqa: RUF012  # pyright: ignore
@@ -120,7 +137,18 @@ class OnUnitInterval(distributions.Distribution):
 class Gaussian(nn.Module):
     """N(output, σ²) for each dimension, with σ of one of the modes above. A density on all of Rⁿ.
 
-    `mode` is "fixed" or one of `SIGMAS`.
+    - `shape`: the shape of one example, n dimensions in all.
+    - `sigma`: a number > 0 in the units of x, or one of `SIGMAS`.
+
+    Called with the output (*batch, n_outputs), it returns the distribution of x (*batch, *shape). Attributes: `mode`, "fixed"
+    or one of `SIGMAS`; `n_outputs`. Raises `ValueError` for another `sigma`.
+
+    >>> gaussian = Gaussian((2, 3), sigma="global")
+    >>> gaussian(torch.zeros(5, 6)).stddev[0].tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    >>> gaussian.set_variance(torch.tensor(0.25))
+    >>> gaussian.scale.item()
+    0.5
     """
 
     modes: tuple[str, ...] = SIGMAS
@@ -144,9 +172,13 @@ class Gaussian(nn.Module):
             self.register_buffer("variance", torch.ones(ones))
 
     def forward(self, output: Float[Tensor, "*batch outputs"]) -> distributions.Independent:
-        return _independent(self.pixels(*self.location_scale(output)), len(self.shape))
+        return _independent(self.base_distribution(*self.location_scale(output)), self.shape)
 
-    def pixels(self, location: Tensor, scale: Tensor) -> distributions.Distribution:
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, mode={self.mode!r}"
+
+    def base_distribution(self, location: Float[Tensor, "..."], scale: Float[Tensor, "..."]) -> distributions.Distribution:
+        """The distribution of each dimension alone, at this location and σ."""
         return _normal(location, scale)
 
     def location_scale(self, output: Float[Tensor, "*batch outputs"]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
@@ -179,8 +211,8 @@ class Gaussian(nn.Module):
         else:
             self.variance.copy_(variance.clamp(min=FLOOR**2).reshape_as(self.variance))
 
-    def check(self, x: Float[Tensor, "batch *shape"]) -> None:
-        """Any finite data will do."""
+    def check(self, x: Shaped[Tensor, "batch *shape"]) -> None:
+        """Raise `ValueError` unless every value is finite."""
         if not x.isfinite().all():
             raise ValueError("a gaussian likelihood needs finite data; the data hold nan or inf")
 
@@ -207,6 +239,16 @@ class DiscretizedGaussian(Gaussian):
 
     Each bin reaches half way to its neighbours, the first and the last to infinity (Salimans et al. 2017). Being a mass, it can
     be told in bits for each dimension, and compared with other masses on the same values. σ is that of the Gaussian.
+
+    - `shape`: the shape of one example.
+    - `sigma`: as of `Gaussian`, without "optimal".
+    - `levels`: the number of grey values, at least 2.
+
+    Raises `ValueError` for another `sigma` or `levels`.
+
+    >>> mass = DiscretizedGaussian((1,), sigma=0.3, levels=3)(torch.full((1,), 0.5))
+    >>> [round(mass.log_prob(torch.tensor([x])).exp().item(), 3) for x in (0.0, 0.5, 1.0)]
+    [0.202, 0.595, 0.202]
     """
 
     modes = ("global", "z", "z_diag")
@@ -220,28 +262,53 @@ class DiscretizedGaussian(Gaussian):
         super().__init__(shape, sigma)
         self.levels = checks.whole("levels", levels, minimum=2)
 
-    def pixels(self, location: Tensor, scale: Tensor) -> distributions.Distribution:
-        return Discretized(location, scale, self.levels, self.kind)
+    def base_distribution(self, location: Float[Tensor, "..."], scale: Float[Tensor, "..."]) -> distributions.Distribution:
+        return OnLevels(location, scale, self.levels, self.kind)
 
-    def check(self, x: Float[Tensor, "batch *shape"]) -> None:
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, levels={self.levels}"
+
+    def check(self, x: Shaped[Tensor, "batch *shape"]) -> None:
         """Raise `ValueError` unless every value is one of the levels."""
-        grid = x * (self.levels - 1)
-        # What float32 makes of j/(levels − 1), times levels − 1 again.
-        if not ((x >= 0) & (x <= 1) & ((grid - grid.round()).abs() < 1e-3)).all():
-            raise ValueError(
-                f"a discretized likelihood with levels={self.levels} needs values j/{self.levels - 1} in [0, 1]; "
-                "set levels to the number of grey values, or use likelihood='gaussian'"
-            )
+        check_levels(x, self.levels)
+
+
+def check_levels(x: Shaped[Tensor, "..."], levels: int) -> None:
+    """Raise `ValueError` unless every value of x is one of 0, 1/(levels − 1), …, 1, up to what float32 makes of them.
+
+    >>> check_levels(torch.tensor([0.0, 0.25, 1.0]), 5)
+    """
+    grid = x * (levels - 1)
+    if not ((x >= 0) & (x <= 1) & ((grid - grid.round()).abs() < 1e-3)).all():
+        raise ValueError(
+            f"a discretized likelihood with levels={levels} needs values j/{levels - 1} in [0, 1]; "
+            "set levels to the number of grey values, or use likelihood='gaussian'"
+        )
 
 
 class DiscretizedLogistic(DiscretizedGaussian):
-    """As `DiscretizedGaussian`, with a logistic density of standard deviation σ: heavier tails (Kingma et al. 2016)."""
+    """As `DiscretizedGaussian`, with a logistic density of standard deviation σ: heavier tails (Kingma et al. 2016).
+
+    >>> mass = DiscretizedLogistic((1,), sigma=0.3, levels=3)(torch.full((1,), 0.5))
+    >>> [round(mass.log_prob(torch.tensor([x])).exp().item(), 3) for x in (0.0, 0.5, 1.0)]
+    [0.181, 0.639, 0.181]
+    """
 
     kind = "logistic"
 
 
-class Discretized(distributions.Distribution):
-    """The mass of a Gaussian or logistic density in the bins around 0, 1/(levels − 1), …, 1; the outer bins are infinite."""
+class OnLevels(distributions.Distribution):
+    """The mass of a Gaussian or logistic density in the bins around 0, 1/(levels − 1), …, 1; the outer bins are infinite.
+
+    - `location`, `scale`: mean and standard deviation of the density, which broadcast against each other; in the units of x.
+    - `levels`: the number of values, at least 2.
+    - `kind`: "gaussian" or "logistic".
+
+    `log_prob` is in nats, for each number alone. Raises `ValueError` for another `kind`.
+
+    >>> OnLevels(torch.tensor(0.5), torch.tensor(0.3), levels=3).mean.item()
+    0.5
+    """
 
     arg_constraints: Any = {}  # noqa: RUF012  # pyright: ignore
 
@@ -301,10 +368,15 @@ class Discretized(distributions.Distribution):
 class _LogNdtr(torch.autograd.Function):
     """log Φ(x), with the gradient φ/Φ as √(2/π)/erfcx(−x/√2): torch's own cancels in float32 far in the tail."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         return torch.special.log_ndtr(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -315,10 +387,16 @@ class _LogNdtr(torch.autograd.Function):
 class _AtLeast(torch.autograd.Function):
     """max(x, floor), with the gradient of x below the floor where a step along it leads up: nothing gets stuck there."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, floor: float) -> Tensor:
-        ctx.save_for_backward(x > floor)
+    def forward(x: Tensor, floor: float) -> Tensor:
         return x.clamp(min=floor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        x, floor = inputs
+        ctx.save_for_backward(x > floor)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -336,9 +414,17 @@ LIKELIHOODS = {
 
 
 def make(name: str, shape: Sequence[int], sigma: float | str | None = None, levels: int | None = None) -> Bernoulli | Gaussian:
-    """The likelihood called `name` for data of shape `shape`.
+    """The likelihood called `name`, as a module.
 
-    `sigma` (default 1) belongs to the Gaussian and the discretised ones, `levels` (default 256) to the discretised ones.
+    - `name`: one of `LIKELIHOODS`.
+    - `shape`: the shape of one example.
+    - `sigma`: of the Gaussian and the discretised ones, 1 by default.
+    - `levels`: of the discretised ones, 256 by default.
+
+    Raises `ValueError` for another name, and for an option that the likelihood has not.
+
+    >>> make("gaussian", (1, 8, 8), sigma="z").n_outputs
+    65
     """
     checks.choice("likelihood", name, LIKELIHOODS)
     kind = LIKELIHOODS[name]
@@ -352,20 +438,18 @@ def make(name: str, shape: Sequence[int], sigma: float | str | None = None, leve
     return kind(shape, **options)
 
 
-def discretized(likelihood: distributions.Distribution, levels: int) -> distributions.Independent:
-    """A Gaussian likelihood of x as the mass that it puts into the bins of x's `levels` values: see `DiscretizedGaussian`."""
-    base = likelihood.base_dist if isinstance(likelihood, distributions.Independent) else None
-    if not isinstance(base, distributions.Normal):
-        raise ValueError("only a gaussian likelihood can be discretized")
-    return _independent(
-        Discretized(base.loc, base.scale, checks.whole("levels", levels, minimum=2)), len(likelihood.event_shape)
-    )
-
-
 def gaussian_distortion(mse: float, sigma2: float, n: int) -> float:
-    """−log N(x; x̂, σ²I) in nats for a squared error `mse` summed over n dimensions: n/2 log 2πσ² + mse/2σ²."""
+    """−log N(x; x̂, σ²I) in nats: n/2 log 2πσ² + mse/2σ².
+
+    - `mse`: the squared error ‖x − x̂‖², summed over the n dimensions.
+    - `sigma2`: σ².
+    - `n`: the number of dimensions.
+
+    >>> round(gaussian_distortion(mse=0.0, sigma2=1.0, n=2), 4)  # log 2π
+    1.8379
+    """
     return n / 2 * math.log(2 * math.pi * sigma2) + mse / (2 * sigma2)
 
 
-def _independent(pixels: distributions.Distribution, rank: int) -> distributions.Independent:
-    return distributions.Independent(pixels, rank, validate_args=False)
+def _independent(each: distributions.Distribution, shape: Sequence[int]) -> distributions.Independent:
+    return distributions.Independent(each, len(shape), validate_args=False)

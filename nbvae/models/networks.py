@@ -1,7 +1,8 @@
 """Networks: tensor to tensor, no probability.
 
-Every network acts on the last dimension and leaves the leading ones alone, so `(batch, d)` and `(models, batch, d)` both work;
-those that convolve make images of it inside.
+Every network of the library acts on the last dimension and leaves the leading ones alone, so `(batch, d)` and
+`(models, batch, d)` both work; those that convolve make images of it inside. A network that a user brings sees rows only,
+`(batch, *shape)` or `(batch, k)`: `encode_rows` and `decode_rows` call it.
 """
 
 import itertools
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from nbvae import checks
 
@@ -24,21 +26,42 @@ CONDITIONINGS = ("film", "gates")
 class LinearEncoder(nn.Module):
     """Mean linear in x, log-variance a free constant per latent: the encoder N(Vx + a, diag v) of the linear VAE.
 
-    Lucas et al. (2019), eq. 6: the optimal posterior variance of a linear-Gaussian VAE does not depend on x.
+    Lucas et al. (2019), eq. 6: the optimal posterior variance of a linear-Gaussian VAE does not depend on x. Learned is
+    log v, relative to `unit_variance`: that is 1, or the variance that the encoder was given (`VAE.from_linear`), which a
+    logarithm would round.
+
+    - `n_in`: the number n of dimensions of x.
+    - `latent_dim`: the number k of latents.
+
+    Called with x (*batch, n), it returns mean and log-variance, each (*batch, k).
+
+    >>> mean, log_variance = LinearEncoder(6, 2)(torch.zeros(5, 6))
+    >>> tuple(mean.shape), log_variance[0].tolist()
+    ((5, 2), [0.0, 0.0])
     """
+
+    unit_variance: Tensor
 
     def __init__(self, n_in: int, latent_dim: int):
         super().__init__()
         self.mean = nn.Linear(n_in, latent_dim)
         self.log_variance = nn.Parameter(torch.zeros(latent_dim))
+        self.register_buffer("unit_variance", torch.ones(latent_dim))
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
         mean = self.mean(x)
-        return mean, self.log_variance.expand_as(mean)
+        return mean, (self.log_variance + self.unit_variance.log()).expand_as(mean)
 
 
 class TwoHeads(nn.Module):
-    """A network whose output is the mean and, behind it, the log-variance, neither clamped."""
+    """A network `body` whose output is the mean and, behind it, the log-variance, neither clamped.
+
+    Called with x (*batch, n), it returns mean and log-variance, each (*batch, k) where the body's output is (*batch, 2k).
+
+    >>> mean, log_variance = TwoHeads(mlp(6, 4, (5,)))(torch.zeros(3, 6))
+    >>> tuple(mean.shape), tuple(log_variance.shape)
+    ((3, 2), (3, 2))
+    """
 
     def __init__(self, body: nn.Module):
         super().__init__()
@@ -50,7 +73,14 @@ class TwoHeads(nn.Module):
 
 
 def mlp(n_in: int, n_out: int, hidden: Sequence[int]) -> nn.Sequential:
-    """Linear layers of the widths `hidden` with ReLU between them, no activation at the end."""
+    """Linear layers with ReLU between them and no activation at the end.
+
+    - `n_in`, `n_out`: the numbers of dimensions that go in and that come out.
+    - `hidden`: the widths of the layers between, from the input on; () makes a single linear layer.
+
+    >>> len(mlp(64, 16, (128, 32)))  # three linear layers, two ReLUs
+    5
+    """
     layers: list[nn.Module] = []
     widths = [n_in, *hidden, n_out]
     for a, b in itertools.pairwise(widths):
@@ -59,7 +89,19 @@ def mlp(n_in: int, n_out: int, hidden: Sequence[int]) -> nn.Sequential:
 
 
 def encoder(network: str, shape: Sequence[int], latent_dim: int, hidden: Sequence[int]) -> nn.Module:
-    """Network (*batch, n) -> mean and log-variance, each (*batch, latent_dim); n is the product of `shape`."""
+    """Network (*batch, n) -> mean and log-variance, each (*batch, latent_dim); n is the product of `shape`.
+
+    - `network`: one of `NETWORKS`.
+    - `shape`: the shape of one example; for "conv" and "residual" (channels, height, width).
+    - `latent_dim`: the number of latents.
+    - `hidden`: widths of an "mlp" from the data inwards, or the channels after each halving of an image.
+
+    Raises `ValueError` for another network, and for data that are no images where it convolves.
+
+    >>> mean, log_variance = encoder("conv", (1, 8, 8), 3, (4, 6))(torch.zeros(5, 64))
+    >>> tuple(mean.shape)
+    (5, 3)
+    """
     if checks.choice("network", network, NETWORKS) == "linear":
         return LinearEncoder(math.prod(shape), latent_dim)
     return TwoHeads(
@@ -70,7 +112,19 @@ def encoder(network: str, shape: Sequence[int], latent_dim: int, hidden: Sequenc
 
 
 def decoder(network: str, latent_dim: int, shape: Sequence[int], n_out: int, hidden: Sequence[int]) -> nn.Module:
-    """Network (*batch, latent_dim) -> (*batch, n_out). `hidden` is the encoder's, and reversed here."""
+    """Network (*batch, latent_dim) -> (*batch, n_out).
+
+    - `network`: one of `NETWORKS`.
+    - `latent_dim`: the number of latents.
+    - `shape`: the shape of one example.
+    - `n_out`: what the likelihood asks for, its `n_outputs`; of a network that convolves a multiple of the product of `shape`.
+    - `hidden`: the encoder's, and reversed here.
+
+    Raises `ValueError` for another network, and for data or outputs that are no images where it convolves.
+
+    >>> tuple(decoder("mlp", 3, (1, 8, 8), 64, (128,))(torch.zeros(5, 3)).shape)
+    (5, 64)
+    """
     if checks.choice("network", network, NETWORKS) in BLOCKS:
         return ConvDecoder(latent_dim, shape, n_out, hidden, BLOCKS[network])
     return mlp(latent_dim, n_out, () if network == "linear" else hidden[::-1])
@@ -79,7 +133,14 @@ def decoder(network: str, latent_dim: int, shape: Sequence[int], n_out: int, hid
 def conditioned(
     network: str, shape: Sequence[int], latent_dim: int, n_out: int, hidden: Sequence[int]
 ) -> tuple["ConditionedMLP | ConvEncoder", "ConditionedMLP | ConvDecoder"]:
-    """Encoder (*batch, n) -> (*batch, 2 latent_dim) and decoder as above, both modulated by parts of a `Conditioning`."""
+    """Encoder (*batch, n) -> (*batch, 2 latent_dim) and decoder as above, both modulated by parts of a `Conditioning`.
+
+    The arguments are those of `encoder` and `decoder`, and `network` is any but "linear". Without parts both are ordinary.
+
+    >>> inward, outward = conditioned("mlp", (6,), 2, 6, (5,))
+    >>> tuple(inward(torch.zeros(3, 6), []).shape), inward.widths, outward.widths
+    ((3, 4), (5, 4), (5, 6))
+    """
     if network == "mlp":
         return ConditionedMLP(math.prod(shape), 2 * latent_dim, hidden), ConditionedMLP(latent_dim, n_out, hidden[::-1])
     blocks = BLOCKS[network]
@@ -87,9 +148,97 @@ def conditioned(
 
 
 def default_hidden(network: str, n: int) -> tuple[int, ...]:
-    """Widths of an "mlp", channels of the others, for data of n dimensions."""
+    """Widths of an "mlp", channels of the others, for data of n dimensions.
+
+    >>> default_hidden("mlp", 64), default_hidden("mlp", 784), default_hidden("residual", 784)
+    ((128,), (400, 400), (64, 128, 256))
+    """
     small, large = ((32, 64), (64, 128, 256)) if network in BLOCKS else ((128,), (400, 400))
     return small if n <= 256 else large
+
+
+def given(name: str, module: Any) -> nn.Module:
+    """Return a network that a user brings, or raise `ValueError` where it is none that could be trained.
+
+    >>> given("encoder", nn.Linear)
+    Traceback (most recent call last):
+    ValueError: encoder must be a torch module, and Linear is a class: make one, encoder=Linear(...)
+    """
+    if isinstance(module, type):
+        raise ValueError(
+            f"{name} must be a torch module, and {module.__name__} is a class: make one, {name}={module.__name__}(...)"
+        )
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"{name} must be a torch module, whose weights are trained with the model; got {type(module).__name__}"
+        )
+    if any(is_lazy(value) for value in [*module.parameters(), *module.buffers()]):
+        raise ValueError(f"{name} has layers that get their weights at the first call: call it on a batch before it is given")
+    return module
+
+
+def encode_rows(
+    network: nn.Module, x: Float[Tensor, "*batch"], rank: int, latent_dim: int
+) -> tuple[Float[Tensor, "*some k"], Float[Tensor, "*some k"]]:
+    """Mean and log-variance, each (*some, latent_dim), that a user's encoder gives for x (*some, *shape).
+
+    - `network`: called once, with rows (batch, *shape): further leading dimensions of x are counted as one. It returns mean
+      and log-variance, each (batch, latent_dim), or both in one tensor (batch, 2 latent_dim), the mean in front.
+    - `x`: the examples.
+    - `rank`: the number of dimensions of one example, those of `shape`.
+    - `latent_dim`: the number of latents.
+
+    Raises `ValueError` where the network returns anything else.
+
+    >>> own = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
+    >>> mean, log_variance = encode_rows(own, torch.zeros(2, 5, 1, 8, 8), rank=3, latent_dim=3)
+    >>> tuple(mean.shape)
+    (2, 5, 3)
+    """
+    leading = x.shape[:-rank]
+    rows = x if len(leading) == 1 else x.reshape(-1, *x.shape[-rank:])
+    made = network(rows)
+    if isinstance(made, Tensor) and made.shape == (len(rows), 2 * latent_dim):
+        made = made.chunk(2, dim=-1)
+    one = (len(rows), latent_dim)
+    if not isinstance(made, tuple | list) or len(made) != 2 or not all(isinstance(p, Tensor) and p.shape == one for p in made):
+        raise ValueError(
+            f"the encoder must return mean and log-variance, each {one}, or one tensor {(len(rows), 2 * latent_dim)}, "
+            f"for x {tuple(rows.shape)}; it returned {_described(made)}"
+        )
+    mean, log_variance = (part.reshape(*leading, latent_dim) for part in made)
+    return mean, log_variance
+
+
+def decode_rows(
+    network: nn.Module, z: Float[Tensor, "*batch k"], shape: Sequence[int], n_out: int
+) -> Float[Tensor, "*batch outputs"]:
+    """What a user's decoder makes of z (*batch, k), flattened to (*batch, n_out) as a likelihood takes it.
+
+    - `network`: called once, with rows (batch, k): further leading dimensions of z are counted as one. It returns
+      (batch, n_out); or (batch, *shape) where the likelihood asks for one number for each dimension; or, where it asks for
+      two, (batch, 2c, ...) for a `shape` (c, ...), the locations in front.
+    - `z`: the latents.
+    - `shape`: the shape of one example.
+    - `n_out`: what the likelihood asks for, its `n_outputs`.
+
+    Raises `ValueError` where the network returns anything else.
+
+    >>> own = nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (1, 8, 8)))
+    >>> tuple(decode_rows(own, torch.zeros(2, 5, 3), (1, 8, 8), 64).shape)
+    (2, 5, 64)
+    """
+    leading = z.shape[:-1]
+    rows = z if len(leading) == 1 else z.reshape(-1, z.shape[-1])
+    made = network(rows)
+    several, rest = divmod(n_out, math.prod(shape))
+    allowed = [(len(rows), n_out)] + [(len(rows), several * shape[0], *shape[1:])] * (not rest)
+    if not isinstance(made, Tensor) or made.shape not in allowed:
+        raise ValueError(
+            f"the decoder must return a tensor {' or '.join(map(str, dict.fromkeys(allowed)))} "
+            f"for z {tuple(rows.shape)}; it returned {_described(made)}"
+        )
+    return made.reshape(*leading, n_out)
 
 
 class WaterLevel(nn.Module):
@@ -98,6 +247,15 @@ class WaterLevel(nn.Module):
     With s = βσ² and λ_i the eigenvalue of latent i, decoder column and encoder row of the optimum are those of β → 0 times
     g_i = √(1 − s/λ_i)₊, and the posterior variance is min(1, s/λ_i) (Lucas et al. 2019, at every β). One number
     ℓ_i = log(λ_i/σ²) for each latent is all that has to be learned. At first ℓ_i is the largest log β + 1: no gate is closed.
+
+    - `latent_dim`: the number k of latents.
+    - `highest`: the largest β.
+
+    Called with log β (*batch, 1), it returns gates and log-variances, each (*batch, k).
+
+    >>> gate, log_variance = WaterLevel(2, highest=1.0)(torch.tensor([[-20.0], [2.0]]))
+    >>> [[round(value) for value in row] for row in gate.tolist()]
+    [[1, 1], [0, 0]]
     """
 
     def __init__(self, latent_dim: int, highest: float):
@@ -111,7 +269,16 @@ class WaterLevel(nn.Module):
 
 
 class BetaFeatures(nn.Module):
-    """Smooth features of log β: Gaussian bumps, evenly along the logarithm of the range."""
+    """Smooth features of log β: Gaussian bumps, evenly along the logarithm of the range.
+
+    - `beta_range`: the smallest and the largest β.
+    - `size`: the number of features, at least two.
+
+    Called with log β (*batch, 1), it returns (*batch, size).
+
+    >>> tuple(BetaFeatures((0.01, 10.0))(torch.zeros(5, 1)).shape)
+    (5, 16)
+    """
 
     centres: Tensor
 
@@ -132,6 +299,18 @@ class Conditioning(nn.Module):
       at 1 and 0: at first the networks are ordinary ones at every β, and no unit is dead for all.
     - "gates": those of every hidden layer are multiplied by a function of w log β + v, a sigmoid in the encoder and √(1 − eˣ)₊
       in the decoder: the Multi-Rate VAE (Bae et al. 2023) with log β as it is, to compare with.
+
+    The arguments are
+
+    - `kind`: one of `CONDITIONINGS`, the two above.
+    - `beta_range`: the smallest and the largest β.
+    - `encoder`, `decoder`: the widths of their layers, or numbers of channels, from the input on.
+
+    Called with log β (*some, 1), it returns two lists of modulations (*some, width), the encoder's and the decoder's.
+
+    >>> encoder, decoder = Conditioning("film", (0.1, 10.0), (5, 4), (5, 6))(torch.zeros(1))
+    >>> [tuple(part.shape) for part in encoder]
+    [(5,), (5,), (4,), (4,)]
     """
 
     def __init__(self, kind: str, beta_range: tuple[float, float], encoder: Sequence[int], decoder: Sequence[int]):
@@ -161,7 +340,16 @@ class Conditioning(nn.Module):
 
 
 class ConditionedMLP(nn.Module):
-    """`mlp` whose layers are modulated by what `Conditioning` makes of log β."""
+    """`mlp` whose layers are modulated by what `Conditioning` makes of log β.
+
+    - `n_in`, `n_out`: the numbers of dimensions that go in and that come out.
+    - `hidden`: the widths of the layers between, from the input on.
+
+    Called with x (*batch, n_in) and the encoder's or the decoder's part of a `Conditioning`, it returns (*batch, n_out).
+
+    >>> tuple(ConditionedMLP(6, 4, (5,))(torch.zeros(3, 6), []).shape)
+    (3, 4)
+    """
 
     def __init__(self, n_in: int, n_out: int, hidden: Sequence[int]):
         super().__init__()
@@ -178,7 +366,15 @@ class ConditionedMLP(nn.Module):
 class ConvEncoder(nn.Module):
     """Convolutions that halve an image's sides, residual blocks, and a linear layer; the parts of log β modulate channels.
 
-    `shape`: (channels, height, width) of the input; `channels`: after each halving, which rounds up.
+    - `shape`: (channels, height, width) of the input.
+    - `n_out`: the number of outputs.
+    - `channels`: how many after each halving, which rounds up; at least one.
+    - `blocks`: the number of residual blocks, 0 for none.
+
+    Called with flat images (*batch, n) and perhaps the parts of a `Conditioning`, it returns (*batch, n_out).
+
+    >>> tuple(ConvEncoder((1, 8, 8), 6, (4, 8), blocks=2)(torch.zeros(5, 64)).shape)
+    (5, 6)
     """
 
     def __init__(self, shape: Sequence[int], n_out: int, channels: Sequence[int], blocks: int):
@@ -203,7 +399,19 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """`ConvEncoder` reversed: a linear layer, residual blocks, and transposed convolutions that double the sides again."""
+    """`ConvEncoder` reversed: a linear layer, residual blocks, and transposed convolutions that double the sides again.
+
+    - `latent_dim`: the number k of latents.
+    - `shape`: (channels, height, width) of one image.
+    - `n_out`: the number of outputs, a multiple of the product of `shape`.
+    - `channels`: the encoder's, and reversed here.
+    - `blocks`: the number of residual blocks, 0 for none.
+
+    Called with z (*batch, k) and perhaps the parts of a `Conditioning`, it returns (*batch, n_out).
+
+    >>> tuple(ConvDecoder(3, (1, 8, 8), 64, (4, 8), blocks=2)(torch.zeros(5, 3)).shape)
+    (5, 64)
+    """
 
     def __init__(self, latent_dim: int, shape: Sequence[int], n_out: int, channels: Sequence[int], blocks: int):
         super().__init__()
@@ -234,7 +442,13 @@ class ConvDecoder(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x plus a 3 × 3 convolution of x to a quarter of its channels and a 1 × 1 one back, ReLU before each."""
+    """x plus a 3 × 3 convolution of x to a quarter of its channels and a 1 × 1 one back, ReLU before each.
+
+    Called with images (batch, channels, height, width) and a function that modulates what each convolution gives.
+
+    >>> tuple(ResidualBlock(8)(torch.zeros(2, 8, 4, 4), lambda images: images).shape)
+    (2, 8, 4, 4)
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -289,6 +503,15 @@ def _halved(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, in
     if not channels:
         raise ValueError("hidden must name the channels after each halving of an image, such as (32, 64)")
     return [(-(-shape[1] // 2**level), -(-shape[2] // 2**level)) for level in range(len(channels) + 1)]
+
+
+def _described(made: Any) -> str:
+    """The shape of what a network returned, or its kind where it is no tensor."""
+    if isinstance(made, Tensor):
+        return str(tuple(made.shape))
+    if isinstance(made, tuple | list):
+        return f"a {type(made).__name__} of {', '.join(map(_described, made)) or 'nothing'}"
+    return type(made).__name__
 
 
 def _widths(blocks: Any) -> list[int]:
