@@ -20,7 +20,7 @@ def positive(name: str, value: Any) -> float:
     """
     value = _scalar(value)
     if not (_is_finite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number > 0, got {shown(value)}")
+        raise ValueError(f"{name} must be a finite number > 0, got {short(value)}")
     return float(value)
 
 
@@ -37,7 +37,7 @@ def between(name: str, value: Any, least: float, most: float) -> float:
     value = _scalar(value)
     if not (_is_finite(value) and least <= float(value) <= most):
         limits = [f">= {least:g}"] * (least > -math.inf) + [f"<= {most:g}"] * (most < math.inf)
-        raise ValueError(f"{name} must be a finite number {' and '.join(limits)}, got {shown(value)}")
+        raise ValueError(f"{name} must be a finite number {' and '.join(limits)}, got {short(value)}")
     return float(value)
 
 
@@ -59,7 +59,7 @@ def pair(name: str, value: Any) -> tuple[float, float]:
     given = value.tolist() if hasattr(value, "tolist") else value
     numbers = [_scalar(number) for number in given] if isinstance(given, Sequence) else []
     if len(numbers) != 2 or not all(map(_is_finite, numbers)) or not 0 < numbers[0] < numbers[1]:
-        raise ValueError(f"{name} must be two numbers, 0 < low < high; got {shown(value)}")
+        raise ValueError(f"{name} must be two numbers, 0 < low < high; got {short(value)}")
     return float(numbers[0]), float(numbers[1])
 
 
@@ -75,7 +75,7 @@ def whole(name: str, value: object, minimum: int = 1) -> int:
     """
     value = _scalar(value)
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-        raise ValueError(f"{name} must be a whole number >= {minimum}, got {shown(value)}")
+        raise ValueError(f"{name} must be a whole number >= {minimum}, got {short(value)}")
     return int(value)
 
 
@@ -87,7 +87,7 @@ def wholes(name: str, values: Any) -> tuple[int, ...]:
     """
     given = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(given, str) or not isinstance(given, Iterable):
-        raise ValueError(f"{name} must be a list of whole numbers >= 1, got {shown(values)}")
+        raise ValueError(f"{name} must be a list of whole numbers >= 1, got {short(values)}")
     return tuple(whole(name, value) for value in given)
 
 
@@ -132,7 +132,7 @@ def choice(name: str, value: object, allowed: Collection[object]) -> object:
     except (TypeError, ValueError, RuntimeError):  # an unhashable value, or an array
         known = False
     if not known:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {shown(value)}")
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {short(value)}")
     return value
 
 
@@ -144,7 +144,7 @@ def listed(name: str, values: object) -> list:
     """
     values = values.tolist() if hasattr(values, "tolist") else values  # type: ignore[attr-defined]
     if isinstance(values, str) or not isinstance(values, Iterable) or not (values := list(values)):
-        raise ValueError(f"{name} must be a list with at least one value, got {shown(values)}")
+        raise ValueError(f"{name} must be a list with at least one value, got {short(values)}")
     return values
 
 
@@ -159,16 +159,6 @@ def examples(x: Sized, least: int = 1) -> None:
         raise ValueError(f"x must have at least {least} example{'s' * (least > 1)}, got {len(x)}")
 
 
-def shown(value: object, most: int = 80) -> str:
-    """`repr(value)` for an error message: in one line, as that of a large array is not, and of at most `most` characters.
-
-    >>> shown(np.eye(2))
-    'array([[1., 0.], [0., 1.]])'
-    """
-    line = " ".join(repr(value).split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
 def seed(name: str, value: object) -> int:
     """Return `value` as an int if torch takes it as a seed: a whole number from 0 to 2⁶³ − 1.
 
@@ -176,7 +166,7 @@ def seed(name: str, value: object) -> int:
     0
     """
     number = _scalar(value)
-    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number < 2**63:
+    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= int(number) < 2**63:
         raise ValueError(f"{name} must be a whole number >= 0 and < 2⁶³, got {short(value)}")
     return int(number)
 

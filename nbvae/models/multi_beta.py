@@ -140,7 +140,7 @@ class MultiBetaVAE(VAE):
         try:
             value = torch.as_tensor(beta, dtype=self.prior_mean.dtype, device=self.prior_mean.device)
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"beta must be a number or one for each example, got {checks.shown(beta)}") from None
+            raise ValueError(f"beta must be a number or one for each example, got {checks.short(beta)}") from None
         if value.dim() > 1 or (value.dim() and value.shape != tuple(batch[-1:])):
             raise ValueError(
                 f"beta must be a number or one for each example, {tuple(batch[-1:])}; got the shape {tuple(value.shape)}"

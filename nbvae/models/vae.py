@@ -75,7 +75,7 @@ class VAE(nn.Module):
         super().__init__()
         self.shape = checks.wholes("shape", shape)
         if not self.shape:
-            raise ValueError(f"shape must be the shape of one example, such as (1, 8, 8); got {shape!r}")
+            raise ValueError(f"shape must be the shape of one example, such as (1, 8, 8); got {checks.short(shape)}")
         self.latent_dim = checks.whole("latent_dim", latent_dim)
         own = {"encoder": encoder, "decoder": decoder}
         own = {name: networks.given(name, module) for name, module in own.items() if module is not None}
