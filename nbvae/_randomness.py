@@ -29,11 +29,24 @@ class Streams:
     """
 
     def __init__(self, seeds: Sequence[int | None], place: torch.device):
-        self.place = place
+        self.seeds, self.place = list(seeds), place
         distinct = list(dict.fromkeys(seeds))
         self.generators = [None if seed is None else torch.Generator(place).manual_seed(seed) for seed in distinct]
         # A single stream is made anew at every step of some objectives, and needs no index of models.
         self.of_model = torch.tensor([distinct.index(seed) for seed in seeds], device=place) if len(distinct) > 1 else None
+
+    @property
+    def is_global(self) -> bool:
+        """Whether numbers come from torch's global stream."""
+        return self.seeds == [None]
+
+    def anew(self) -> "Streams":
+        """The same streams from their start."""
+        return Streams(self.seeds, self.place)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """x for all models: as it is where they share a seed, else (models, *x.shape)."""
+        return x if self.of_model is None else x.expand(len(self.of_model), *x.shape)
 
     def permutations(self, n: int) -> list[Tensor]:
         return [torch.randperm(n, generator=generator, device=self.place) for generator in self.generators]

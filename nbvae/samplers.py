@@ -205,7 +205,7 @@ class SecondStage(Sampler):
             codes = data.Dataset("codes", z, z, z)
             second = models.VAE(codes.shape, z.shape[1], likelihood="gaussian", sigma="global", hidden=hidden)
             # Where the aggregate is white, β = 1 is the collapse threshold of a learned σ, λ_1/mean λ: start well below it.
-            calibration.gaussian(second).set_variance(torch.tensor(0.25))
+            calibration.observation_with_sigma(second).set_variance(torch.tensor(0.25))
             training.fit(second, codes, objectives.VAE(), replace(config, seed=seed, device=place.type))
         self.second = second
 

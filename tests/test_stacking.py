@@ -1,60 +1,260 @@
+"""`sweep` equals the fits: for our networks and objectives, and for whatever kinds of them a user brings."""
+
+import logging
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch import distributions, nn
+from torch.nn import functional
+from torch.nn.utils import prune
 
-from nbvae import objectives
-from nbvae.models import networks
-from nbvae.training import stacking
+from nbvae import data, models, objectives, training
 
-
-@pytest.mark.parametrize("network", ["linear", "mlp"])
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_stack_computes_what_its_members_compute(network, shared):
-    members = [networks.encoder(network, (6,), 3, (5, 4)).double() for _ in range(3)]
-    for member in members:  # distinct own parameters, which are zero at first
-        for parameter in member.parameters():
-            parameter.data.add_(torch.randn_like(parameter))
-    x = torch.randn(7, 6, dtype=torch.float64) if shared else torch.randn(3, 7, 6, dtype=torch.float64)
-    mean, log_variance = stacking.stack(members)(x)
-    for index, member in enumerate(members):
-        one_mean, one_log_variance = member(x if shared else x[index])
-        torch.testing.assert_close(mean[index], one_mean)
-        torch.testing.assert_close(log_variance[index].expand_as(one_mean), one_log_variance)
+BATCH = 8
 
 
-def test_unstack_writes_back_every_value():
-    members = [networks.encoder("linear", (6,), 3, ()) for _ in range(3)]
-    stacked = stacking.stack(members)
-    with torch.no_grad():
-        for parameter in stacked.parameters():
-            parameter.mul_(2).add_(1)
-    before = [[parameter.detach().clone() for parameter in member.parameters()] for member in members]
-    stacking.unstack(stacked, members)
-    for member, old in zip(members, before, strict=True):
-        for parameter, value in zip(member.parameters(), old, strict=True):
-            assert torch.equal(parameter, 2 * value + 1)
+@pytest.fixture(scope="module")
+def small():
+    """Binary images, so few that an epoch is three steps, the last of an odd size."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(21, 1, 4, 4, dtype=torch.float64, generator=generator) > 0.6).double()
+    return data.Dataset("small", x, x[:5], x[5:9])
 
 
-def test_what_cannot_be_stacked_is_refused():
-    with pytest.raises(ValueError, match="one architecture"):
-        stacking.stack([networks.encoder("mlp", (6,), 3, (5,)), networks.encoder("mlp", (6,), 3, (4,))])
-    with pytest.raises(ValueError, match="BatchNorm1d"):
-        stacking.stack([torch.nn.Sequential(torch.nn.BatchNorm1d(3)) for _ in range(2)])
-    with pytest.raises(ValueError, match="Conv2d"):
-        stacking.stack([networks.encoder("residual", (1, 8, 8), 3, (4,)) for _ in range(2)])
-    with pytest.raises(ValueError, match="bias"):
-        stacking.stack([torch.nn.Linear(3, 2, bias=False) for _ in range(2)])
+CONFIG = training.TrainConfig(epochs=3, batch_size=BATCH, lr=3e-3, schedule="cosine")
 
 
-@pytest.mark.parametrize(
-    ("pair", "name"),
-    [
-        ((objectives.Capacity(ramp_steps=1), objectives.Capacity(ramp_steps=2)), "ramp_steps"),
-        ((objectives.AnchorVAE(anchors=(0,)), objectives.AnchorVAE(anchors=(1,))), "anchors"),
-        ((objectives.BetaTCVAE(), objectives.BetaTCVAE(estimator="hfvae")), "estimator"),
-        ((objectives.FactorVAE(lr=1e-3), objectives.FactorVAE(lr=1e-2)), "lr"),
-    ],
-)
-def test_settings_that_cannot_differ_within_a_stack(pair, name):
-    with pytest.raises(ValueError, match=f"must have the same {name}") as error:
-        stacking.stack_numbers(pair, torch.zeros(()))
-    assert "\n" not in str(error.value)
+def vae(**options):
+    return models.VAE((1, 4, 4), 3, hidden=(6,), **options).double()
+
+
+# Kinds of modules that a user may bring. Each changes the second layer of the decoder, or adds to the encoder.
+
+
+class Positive(nn.Linear):
+    def forward(self, x):
+        return functional.linear(x, functional.softplus(self.weight), self.bias)
+
+
+class Denoising(models.VAE):
+    def posterior(self, x):
+        return super().posterior(x + 0.3 * torch.randn_like(x))
+
+
+class OfOnesOwn(nn.Module):
+    """No class of the library: a norm over the batch, a layer that is used twice, a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared, self.inward, self.outward = nn.Linear(5, 5), nn.Linear(16, 5), nn.Linear(3, 5)
+        self.heads, self.logits, self.norm = nn.Linear(5, 6), nn.Linear(5, 16, bias=False), nn.BatchNorm1d(5)
+        self.register_buffer("zero", torch.zeros(3))
+        self.double()
+
+    def prior(self):
+        return distributions.Independent(distributions.Normal(self.zero, torch.ones_like(self.zero)), 1)
+
+    def posterior(self, x):
+        hidden = self.norm(self.shared(self.inward(x.flatten(1)).relu()))
+        mean, log_variance = self.heads(hidden).chunk(2, -1)
+        return distributions.Independent(distributions.Normal(mean, (log_variance / 2).exp()), 1)
+
+    def likelihood(self, z):
+        logits = self.logits(self.shared(self.outward(z).tanh())).unflatten(-1, (1, 4, 4))
+        return distributions.Independent(distributions.Bernoulli(logits=logits), 3)
+
+
+class Convolutions(nn.Module):
+    """An encoder for `models.VAE(encoder=…)` that takes images and gives mean and log-variance."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.heads = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 6)
+
+    def forward(self, x):
+        return self.heads(self.convolution(x).relu().flatten(1)).chunk(2, -1)
+
+
+def subclass():
+    model = vae()
+    model.decoder[2] = Positive(6, 16).double()
+    return model
+
+
+def weight_norm():
+    model = vae()
+    nn.utils.parametrizations.weight_norm(model.decoder[2])
+    return model
+
+
+def hooked():
+    model = vae()
+    model.decoder[2].register_forward_hook(lambda layer, arguments, output: 0.1 * output)
+    return model
+
+
+def pruned():
+    model = vae()
+    prune.random_unstructured(model.decoder[2], "weight", amount=0.5)
+    return model
+
+
+def frozen():
+    model = vae()
+    for parameter in model.encoder.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def tied():
+    model = models.VAE((1, 4, 4), 3, hidden=(6, 6)).double()
+    model.decoder[4].weight = nn.Parameter(model.encoder.body[0].weight.detach().T.clone())
+    model.encoder.body[2].weight = model.decoder[2].weight
+    return model
+
+
+def convolutions():
+    return models.VAE((1, 4, 4), 3, encoder=Convolutions().double(), hidden=(6,)).double()
+
+
+def batch_norm():
+    model = vae()
+    model.encoder = nn.Sequential(nn.BatchNorm1d(16).double(), model.encoder)
+    return model
+
+
+def dropout():
+    model = vae()
+    model.encoder = nn.Sequential(nn.Dropout(0.5), model.encoder)
+    return model
+
+
+def denoising():
+    return Denoising((1, 4, 4), 3, hidden=(6,)).double()
+
+
+class Steady(nn.Module):
+    """Branches on values of its input, which `torch.func` cannot map."""
+
+    def forward(self, x):
+        return x * 0.5 if x.abs().max() > 1e9 else x
+
+
+def branching():
+    model = vae()
+    model.decoder = nn.Sequential(Steady(), *model.decoder)
+    return model
+
+
+STACK = {
+    "subclass": subclass,
+    "weight_norm": weight_norm,
+    "hooked": hooked,
+    "pruned": pruned,
+    "frozen": frozen,
+    "tied": tied,
+    "one's own": OfOnesOwn,
+    "convolutions": convolutions,
+    "batch_norm": batch_norm,
+}
+ONE_BY_ONE = {"dropout": dropout, "denoising": denoising, "branching": branching}
+OURS = {
+    "linear": lambda: vae(network="linear"),
+    "mlp": vae,
+    "conv": lambda: models.VAE((1, 4, 4), 3, "conv", hidden=(3,)).double(),
+    "residual": lambda: models.VAE((1, 4, 4), 3, "residual", hidden=(4,)).double(),
+}
+
+
+# Objectives that a user may write.
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Reduced by the user, the parameter times a term of each example."""
+
+    beta: float
+
+    def __call__(self, model, x, step=0, reference=None):
+        terms = objectives.elbo_terms(model, x)
+        return objectives.Loss((terms.distortion + self.beta * terms.rate).mean(-1), terms)
+
+
+@dataclass
+class PerExample:
+    """Not reduced; draws several z for each example; the mean over the batch is part of it."""
+
+    beta: float
+
+    def __call__(self, model, x, step=0, reference=None):
+        posterior = model.posterior(x)
+        distortion = -model.likelihood(posterior.rsample()).log_prob(x)
+        rate = distributions.kl_divergence(posterior, model.prior())
+        other = posterior.rsample((2,)).square().mean((0, 2))
+        return objectives.Loss(
+            distortion + self.beta * rate + (rate - rate.mean()).square() + other, objectives.Terms(distortion, rate)
+        )
+
+
+class WarmUp:
+    """No dataclass; depends on the step, and after a few of them on other code."""
+
+    def __init__(self, beta):
+        self.beta = beta
+
+    def __call__(self, model, x, step, reference):
+        terms = objectives.elbo_terms(model, x)
+        if step > 4:
+            return objectives.Loss((terms.distortion + self.beta * terms.rate.clamp(min=0.1)).mean(), terms)
+        return objectives.Loss(terms.distortion.mean() + min(1.0, step / 4) * self.beta * terms.rate.mean(), terms)
+
+
+USERS = {"mean": Mean, "per example": PerExample, "warm-up": WarmUp}
+ROWS = {
+    "beta_vae": objectives.BetaVAE,
+    "info_vae": lambda beta: objectives.InfoVAE(lam=10 * beta),
+    "beta_tcvae": lambda beta: objectives.BetaTCVAE(beta=6 * beta),
+    "factor_vae": lambda beta: objectives.FactorVAE(gamma=5 * beta, width=8),
+    "capacity": lambda beta: objectives.Capacity(capacity=beta, ramp_steps=4),
+}
+
+
+def compared(make, kinds, dataset, seeds=(0, 1), config=CONFIG):
+    """The largest difference between the runs of a sweep and the fits, over weights, buffers and history."""
+    runs = training.sweep(make, dataset, objectives=kinds, seeds=seeds, config=config)
+    assert len(runs) == len(kinds) * len(seeds)
+    apart = 0.0
+    for run in runs:
+        torch.manual_seed(run.config.seed)
+        fit = training.fit(make(), dataset, run.objective, run.config)
+        state, other = run.model.state_dict(), fit.model.state_dict()
+        assert state.keys() == other.keys()
+        apart = max([apart, *((state[name].double() - other[name].double()).abs().max().item() for name in state)])
+        assert run.history.keys() == fit.history.keys()
+        for name, values in run.history.items():
+            assert values == pytest.approx(fit.history[name], rel=1e-7), name
+    assert len({run.history["loss"][-1] for run in runs}) == len(runs)  # not one model many times
+    return apart
+
+
+@pytest.mark.parametrize("objective", [*USERS, *ROWS])
+@pytest.mark.parametrize("kind", [*STACK, *OURS])
+def test_whatever_stacks_is_what_the_fits_are(kind, objective, small, caplog):
+    make, of = (STACK | OURS)[kind], (USERS | ROWS)[objective]
+    with caplog.at_level(logging.WARNING, "nbvae.training"):
+        assert compared(make, [of(0.3), of(2.0)], small) < 1e-5
+    assert not caplog.records, caplog.text
+
+
+@pytest.mark.parametrize("objective", [*USERS, "beta_vae", "factor_vae"])
+@pytest.mark.parametrize("kind", ONE_BY_ONE)
+def test_what_cannot_be_stacked_is_fitted_one_by_one_and_says_why(kind, objective, small, caplog):
+    of = (USERS | ROWS)[objective]
+    with caplog.at_level(logging.WARNING, "nbvae.training"):
+        assert compared(ONE_BY_ONE[kind], [of(0.3), of(2.0)], small) == 0.0
+    [record] = caplog.records
+    reason = "cannot map" if kind == "branching" else "random numbers of its own"
+    assert reason in record.message
+    assert record.message.startswith("4 of 4 models are trained one after the other")
+    assert "\n" not in record.message

@@ -197,7 +197,7 @@ def test_training_lowers_the_loss(digits, schedule):
 def test_schedules_end_where_they_should():
     for schedule, last in (("cosine", 0.0), ("one_cycle", 1e-2 / 25 / 1e4)):
         optimiser = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-2)
-        scheduler = training._schedule(optimiser, replace(CONFIG, schedule=schedule, lr=1e-2), 50)
+        scheduler = training._loop._schedule(optimiser, replace(CONFIG, schedule=schedule, lr=1e-2), 50)
         rates = []
         for step in range(50):
             rates.append(optimiser.param_groups[0]["lr"])

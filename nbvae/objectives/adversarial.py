@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from nbvae import checks
 from nbvae._randomness import streams
 from nbvae.models import networks
-from nbvae.objectives.protocol import Loss, Model, draw_terms, not_negative_fields, set_field
+from nbvae.objectives.protocol import Loss, Model, NeedsFixedCodes, draw_terms, not_negative_fields, set_field
 from nbvae.objectives.weighted import log_densities
 
 
 @dataclass(frozen=True)
-class FactorVAE:
+class FactorVAE(NeedsFixedCodes):
     """D + R + γ TC (Kim & Mnih 2018, eq. 2), TC by a discriminator trained beside the model.
 
     The discriminator tells z ~ q(z) from z with each latent permuted over another batch; its logit is the log density ratio,

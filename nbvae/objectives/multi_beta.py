@@ -30,14 +30,17 @@ class MultiBeta:
     def __post_init__(self) -> None:
         set_field(self, "power", checks.not_negative("power", self.power))
 
+    def check(self, model: Any, dataset: Any = None) -> None:
+        """`ValueError` for a model that does not take β as an input."""
+        if not hasattr(model, "beta_range"):
+            raise ValueError(f"MultiBeta trains a models.MultiBetaVAE, got {type(model).__name__}")
+
     def __call__(self, model: Any, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
-        inner = getattr(model, "stacked", model)
-        if not (hasattr(inner, "encode") and hasattr(inner, "beta_range")):
-            raise ValueError(f"MultiBeta trains a models.MultiBetaVAE, got {type(inner).__name__}")
+        self.check(model)
         prior = model.prior()
         x = x.to(prior.mean)
-        low, high = (math.log(beta) for beta in inner.beta_range)
-        batch = x.shape[-1 - len(inner.shape)]
+        low, high = (math.log(beta) for beta in model.beta_range)
+        batch = x.shape[-1 - len(model.shape)]
         if not batch:
             raise ValueError(f"x must have at least one example, got the shape {tuple(x.shape)}")
         uniform = streams(model, x.device).uniform((batch + 1,), x)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from nbvae import checks
 from nbvae._randomness import streams
-from nbvae.objectives.protocol import Loss, Model, components, draw_terms, not_negative_fields, set_field
+from nbvae.objectives.protocol import Loss, Model, NeedsFixedCodes, components, draw_terms, not_negative_fields, set_field
 from nbvae.objectives.weighted import log_densities
 from nbvae.posterior import sample_mmd
 
 
 @dataclass(frozen=True)
-class DIPVAEI:
+class DIPVAEI(NeedsFixedCodes):
     """D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov_x[μ(x)] (Kumar et al. 2018, eq. 6).
 
     The penalty stands in for a larger weight on ④: it sees the second moments of the posterior means only. `off_diagonal` is
@@ -62,7 +62,7 @@ class DIPVAEII(DIPVAEI):
 
 
 @dataclass(frozen=True)
-class InfoVAE:
+class InfoVAE(NeedsFixedCodes):
     """D + (1 − α)R + (α + λ − 1)·MMD(q(z), p(z)) (Zhao et al. 2019, eq. 6): the weights are 1 − α on ② and λ on ④.
 
     `estimator`: "mmd" puts the squared maximum mean discrepancy in the place of ④, between the batch's z and as many draws

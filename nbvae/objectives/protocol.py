@@ -1,12 +1,25 @@
 """What objectives ask of a model, and the ELBO's terms at one draw of z, with gradients: what they are made of."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, distributions
 
 from nbvae import checks
+from nbvae._measuring import check_data, check_input, check_model, measured, measuring
 from nbvae.posterior import check_reference, mean_and_std
+
+__all__ = [
+    "Loss",
+    "Model",
+    "Terms",
+    "check_data",
+    "check_input",
+    "check_model",
+    "elbo_terms",
+    "measured",
+    "measuring",
+]
 
 
 @runtime_checkable
@@ -45,25 +58,6 @@ def elbo_terms(model: Model, x: Float[Tensor, "..."]) -> Terms:
     return draw_terms(model, x).terms
 
 
-def check_input(model: Model, x: Tensor, name: str = "x") -> None:
-    """Raise `ValueError` where `model` is none (a `Run`, say, in place of its `.model`) or x is no tensor of examples."""
-    if isinstance(model, type) or not (hasattr(model, "posterior") and hasattr(model, "prior")):
-        kind = model.__name__ if isinstance(model, type) else type(model).__name__
-        hint = ": pass its .model" if hasattr(model, "model") else ""
-        raise ValueError(f"a model must have posterior(x), likelihood(z) and prior(); {kind} has not{hint}")
-    if not isinstance(x, Tensor) or x.dim() == 0:
-        hint = "pass its .train or .test" if hasattr(x, "train") else "torch.as_tensor makes one of an array"
-        raise ValueError(f"{name} must be a torch tensor of examples, got {type(x).__name__}: {hint}")
-
-
-def check_data(model: Model, x: Tensor) -> None:
-    """`check_input`, and `ValueError` where x is no data for the model's likelihood: grey pixels under a Bernoulli, say."""
-    check_input(model, x)
-    check = getattr(model, "check", None)
-    if callable(check):
-        check(x)
-
-
 class Draw(NamedTuple):
     posterior: distributions.Distribution
     z: Float[Tensor, "*models batch k"]
@@ -94,3 +88,17 @@ def set_field(objective: object, name: str, value: object) -> None:
 def not_negative_fields(objective: object, *names: str) -> None:
     for name in names:
         set_field(objective, name, checks.not_negative(name, getattr(objective, name)))
+
+
+class NeedsFixedCodes:
+    """An objective whose exact terms, or whose companion, need the training set's codes, the same at every step."""
+
+    estimator: str
+
+    def check(self, model: Any, dataset: Any) -> None:
+        """`ValueError` for data that are drawn anew in each batch."""
+        if dataset.binarize == "dynamic" and self.estimator in ("exact", "discriminator"):
+            raise ValueError(
+                "binarize='dynamic' has no fixed set of codes for this objective: use binarize='static' or a minibatch "
+                "estimator"
+            )

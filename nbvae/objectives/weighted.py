@@ -10,7 +10,17 @@ from jaxtyping import Float
 from torch import Tensor, distributions
 
 from nbvae import checks
-from nbvae.objectives.protocol import Draw, Loss, Model, components, draw_terms, elbo_terms, not_negative_fields, set_field
+from nbvae.objectives.protocol import (
+    Draw,
+    Loss,
+    Model,
+    NeedsFixedCodes,
+    components,
+    draw_terms,
+    elbo_terms,
+    not_negative_fields,
+    set_field,
+)
 from nbvae.posterior import MINIBATCH, LogDensities, check_reference, log_weights, mean_and_std, mix, pairwise, partition
 
 
@@ -74,7 +84,7 @@ class Capacity:
 
 
 @dataclass(frozen=True)
-class AnchorVAE:
+class AnchorVAE(NeedsFixedCodes):
     """D + R − λ·I(z_a; x) for the anchor latents a (Gao et al. 2019).
 
     `anchors`: indices of latents. `lam` >= 0; from 1 on only log N bounds the term, so that nothing keeps the anchors' rate
@@ -106,7 +116,7 @@ class AnchorVAE:
         return Loss((draw.terms.distortion + draw.terms.rate).mean(-1) - self.lam * information, draw.terms)
 
 
-class _Weighted:
+class _Weighted(NeedsFixedCodes):
     """D + a·② + t·TC + m·DW + w·(i), all at the same z; with all weights one it is D plus the sampled log q(z|x)/p(z)."""
 
     estimator: str

@@ -1,6 +1,8 @@
 """How to train: the frozen config, and the device that it names."""
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,7 +23,11 @@ class TrainConfig:
     - `lr` > 0, the peak of the `schedule`: "constant", "cosine" (to zero) or "one_cycle";
     - `optimizer`: "adam", "adamw" (decay beside the gradient) or "sgd" (without momentum); `weight_decay` >= 0, to zero;
     - `clip` > 0: the most that the norm of a model's gradient may be, None for no limit;
-    - `device`: "auto" (CUDA, then MPS, then CPU), or one by name ("cuda:1" too).
+    - `device`: "auto" (CUDA, then MPS, then CPU), or one by name ("cuda:1" too);
+    - `validate_every` >= 1: after every so many epochs loss, distortion and rate of the validation split are measured, in
+      evaluation mode, and noted in the history; None for never;
+    - `patience` >= 1: training ends after so many validations in a row without a smaller loss, and the model gets its state of
+      the smallest; None to train all epochs and keep the last.
 
     Raises `ValueError` with what is allowed.
     """
@@ -35,31 +41,52 @@ class TrainConfig:
     optimizer: str = "adam"
     weight_decay: float = 0.0
     clip: float | None = None
+    validate_every: int | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in (
             ("epochs", checks.whole("epochs", self.epochs)),
             ("batch_size", checks.whole("batch_size", self.batch_size)),
             ("lr", checks.positive("lr", self.lr)),
-            ("seed", checks.whole("seed", self.seed, minimum=0)),
+            ("seed", checks.seed("seed", self.seed)),
             ("weight_decay", checks.not_negative("weight_decay", self.weight_decay)),
             ("clip", None if self.clip is None else checks.positive("clip", self.clip)),
+            ("validate_every", None if self.validate_every is None else checks.whole("validate_every", self.validate_every)),
+            ("patience", None if self.patience is None else checks.whole("patience", self.patience)),
         ):
             object.__setattr__(self, name, value)  # plain Python numbers, whatever came in: they are written to JSON
+        if self.patience and not self.validate_every:
+            raise ValueError("patience counts validations: give validate_every as well")
         checks.choice("schedule", self.schedule, SCHEDULES)
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         device(self.device)
+
+    @classmethod
+    def recorded(cls, **settings: Any) -> "TrainConfig":
+        """The config of a training that is over: its device is known by name, and need not be on this machine."""
+        name = settings.pop("device", cls.device)
+        config = cls(**settings, device="cpu")
+        _parts(name)
+        object.__setattr__(config, "device", name)
+        return config
 
 
 def device(name: str) -> torch.device:
     """The device called `name`; "auto" takes CUDA, then MPS, then the CPU. `ValueError` if the machine has no such device."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
+    kind, index = _parts(name)
+    if kind == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
-    kind, _, index = name.partition(":") if isinstance(name, str) else (None, "", "")
-    if kind not in available or (index and not index.isdigit()):
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}; got {name!r}")
     if not available[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
         here = [each for each, there in available.items() if there]
         raise ValueError(f"device {name!r} is not on this machine, which has: {', '.join(here)}")
     return torch.device(name)
+
+
+def _parts(name: object) -> tuple[str, str]:
+    """The kind in a device's name and its index, which may be empty. `ValueError` for what names no device."""
+    parts = re.fullmatch(r"(auto)|(cpu|cuda|mps)(?::(0|[1-9][0-9]?))?", name) if isinstance(name, str) else None
+    if parts is None:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}; got {name!r}")
+    return parts[1] or parts[2], parts[3] or ""

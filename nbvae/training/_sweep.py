@@ -1,101 +1,283 @@
 """`sweep`: train many models at once."""
 
+import itertools
+import logging
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from nbvae import checks, data, objectives
+from nbvae import checks, data
 from nbvae._randomness import Streams, seeded
-from nbvae.training import calibration, stacking
+from nbvae.objectives import NAMED, Loss
+from nbvae.training import _loop, calibration, stacking
 from nbvae.training._config import TrainConfig, device
-from nbvae.training._fit import Diverged, _accept, _companion
-from nbvae.training._loop import _loop
+from nbvae.training._fit import Diverged, Objective, accept, accept_config, accept_data, companion_of, made, train_one
 from nbvae.training.store import Run
 
 # Weights that one group of a sweep may hold on a CPU. Beyond this the optimiser's state no longer fits the cache, and a larger
 # stack is slower per model than two smaller ones (benchmarks/speed.py).
 _GROUP = 8_000_000
+_log = logging.getLogger("nbvae.training")
 
 
 def sweep(
     make: Callable[..., nn.Module],
     dataset: data.Dataset,
-    betas: Sequence[float],
-    objective: str | Callable[[float], Callable[..., objectives.Loss]] = "beta_vae",
+    betas: Sequence[float] | None = None,
+    objective: str | Callable[[float], Callable[..., Loss]] = "beta_vae",
     seeds: Sequence[int] = (0,),
     config: TrainConfig = TrainConfig(),
     sigmas: Sequence[float] | None = None,
+    objectives: Sequence[Objective] | None = None,
 ) -> list[Run]:
-    """Train a model for every β, every σ and every seed, all at once; return the runs in that order, seeds innermost.
+    """Train a model for every objective, every σ and every seed, all at once; return the runs in that order, seeds innermost.
 
-    `make()` returns a new model (`make(sigma=σ)` where `sigmas` are given), always of one architecture; torch's stream is
-    seeded before each call. `objective` is a name in `objectives.NAMED` or a function from β to an objective. Each run equals
-    the `fit` of such a model with `config.seed` set to its seed: the same initial weights, batches and noise. A run that
-    diverges is put back to its last good epoch while the others go on, and `Diverged` is raised at the end.
+    - `make`: a function without arguments that returns a new model; it is called as `make(sigma=σ)` where `sigmas` are given.
+      Torch's stream is seeded before each call.
+    - `dataset`, `config`: as for `fit`; `config.seed` is replaced by each of `seeds`.
+    - `objectives`: what to minimise, each as for `fit`. Or in short
+    - `betas`: the βs of one objective, which is `objective`, a name in `objectives.NAMED` or a function from β to an objective.
+    - `seeds`: of initial weights, batches and noise.
+    - `sigmas`: standard deviations of a Gaussian decoder, each given to `make`.
+
+    Each run equals the `fit` of such a model with `config.seed` set to its seed: the same initial weights, batches and noise.
+    Models of one architecture are trained as one where their objectives differ in numbers only, and where two steps of the
+    stack are what two steps of its members are. Where they are not, as for a model that draws random numbers of its own, the
+    fits are run one after the other, after one line in the log "nbvae.training" that says why.
+
+    A run that diverges is put back to its last good epoch while the others go on, and `Diverged` is raised at the end.
+
+    >>> from nbvae import data, models, objectives, training
+    >>> ds = data.load("digits")
+    >>> pair = [objectives.BetaVAE(0.1), objectives.BetaVAE(1.0)]
+    >>> config = training.TrainConfig(epochs=1)
+    >>> runs = training.sweep(lambda: models.VAE(ds.shape, 2), ds, objectives=pair, seeds=(0, 1), config=config)
+    >>> [(run.objective.beta, run.config.seed) for run in runs]
+    [(0.1, 0), (0.1, 1), (1.0, 0), (1.0, 1)]
     """
-    betas = [checks.positive("beta", beta) for beta in checks.listed("betas", betas)]
-    seeds = [checks.whole("seed", seed, minimum=0) for seed in checks.listed("seeds", seeds)]
+    if isinstance(make, nn.Module) or not callable(make):
+        raise ValueError(
+            f"make must be a function that returns a new model, as lambda: models.VAE(...), got {checks.short(make)}"
+        )
+    accept_data(dataset)
+    accept_config(config)
+    chosen = _objectives(betas, objective, objectives)
+    seeds = [checks.seed("seed", seed) for seed in checks.listed("seeds", seeds)]
     options = [{}] if sigmas is None else [{"sigma": sigma} for sigma in checks.listed("sigmas", sigmas)]
-    build = _by_beta(objective) if isinstance(objective, str) else objective
     place = device(config.device)
-    grid = [(build(beta), option, seed) for beta in betas for option in options for seed in seeds]
-    made = []
-    for _, option, seed in grid:
+    cells = []
+    for each, option, seed in itertools.product(chosen, options, seeds):
         with seeded(seed, place):
-            made.append(make(**option).to(place))
-    _accept(made[0], dataset, grid[0][0])
-    for model, (_, _, seed) in zip(made, grid, strict=True):
-        calibration.start(model, dataset, seed)
+            cells.append(_Cell(make(**option), each, option, replace(config, seed=seed)))
+    groups = _alike(cells)
+    for group in groups:  # the data are checked once for each architecture
+        accept(group[0].model, dataset, group[0].objective, config)
+    reasons = {_shared([cell.model for cell in cells])}
+    for cell in cells:
+        cell.model.to(place).train()
+        calibration.start(cell.model, dataset, cell.config.seed)
+    if len(groups) == len(cells) > 1:
+        reasons.add("they differ in more than numbers")
+    with warnings.catch_warnings():  # torch advises its own developers where a mapped operation is slow
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        stacks: list[_Stack] = []
+        for group in groups if reasons == {None} else []:
+            if len(group) > 1:
+                made, reason = _stacks(group, dataset, place)
+                stacks += made
+                reasons.add(reason)
+        reasons |= _train(stacks, dataset, config)
+    stacked = {id(cell) for stack in stacks for cell in stack.cells if cell.run}
+    rest = [cell for cell in cells if id(cell) not in stacked]
+    if reasons := sorted(reason for reason in reasons if reason):
+        _log.warning("%d of %d models are trained one after the other: %s", len(rest), len(cells), "; ".join(reasons))
+    for cell in rest:
+        cell.run, cell.problem = train_one(cell.model, dataset, cell.objective, cell.config)
+    return _finished(cells)
 
+
+@dataclass(eq=False)
+class _Cell:
+    """One model of the grid, and what became of it."""
+
+    model: nn.Module
+    objective: Any
+    option: dict[str, Any]
+    config: TrainConfig
+    run: Run | None = None
+    problem: str | None = None
+
+
+@dataclass(eq=False)
+class _Stack:
+    """Cells that are trained as one."""
+
+    cells: list[_Cell]
+    trainee: stacking.Broadcast | stacking.Mapped
+    streams: Streams
+    calibrated: bool
+
+
+def _objectives(betas: Any, objective: Any, objectives: Any) -> list[Any]:
+    """The objectives of a sweep, from its long form or its short one."""
+    if (betas is None) == (objectives is None):
+        raise ValueError("sweep takes either betas, of one objective, or objectives=[...]")
+    if objectives is not None:
+        if objective != "beta_vae":
+            raise ValueError("objective belongs to betas: put all that are to be trained into objectives")
+        return [made(each) for each in checks.listed("objectives", objectives)]
+    betas = [checks.positive("beta", beta) for beta in checks.listed("betas", betas)]
+    if not isinstance(objective, str):
+        if not callable(objective):
+            raise ValueError(f"objective must be a name or a function from β to an objective, got {checks.short(objective)}")
+        return [made(objective(beta)) for beta in betas]
+    checks.choice("objective", objective, NAMED)
+    kind = NAMED[objective]
+    if "beta" not in {field.name for field in fields(kind)}:
+        raise ValueError(f"objective={objective!r} has no beta to sweep over: give objectives=[...] in place of betas")
+    return [kind(beta=beta) for beta in betas]
+
+
+def _alike(cells: list[_Cell]) -> list[list[_Cell]]:
+    """The cells in groups that can be trained as one: models of one architecture, objectives that differ in numbers only."""
+    groups: list[tuple[Any, list[_Cell]]] = []
+    for cell in cells:
+        if not isinstance(cell.model, nn.Module):
+            raise ValueError(f"make() must return a torch module, got {checks.short(cell.model)}")
+        built = stacking.architecture(cell.model)
+        for other, group in groups:
+            if built == other and stacking.differ_in_numbers(group[0].objective, cell.objective):
+                group.append(cell)
+                break
+        else:
+            groups.append((built, [cell]))
+    return [group for _, group in groups]
+
+
+def _shared(models: list[nn.Module]) -> str | None:
+    """Why models that hold the same tensors cannot be stacked; `ValueError` where a fit of one would train another."""
+    owner: dict[int, int] = {}
+    reason = None
+    for index, model in enumerate(models):
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.numel() and owner.setdefault(tensor.untyped_storage().data_ptr(), index) != index:
+                if tensor.requires_grad:
+                    raise ValueError(f"make() must return a new model each time, but two of its models share their {name}")
+                reason = reason if isinstance(tensor, nn.Parameter) else "their models share buffers"
+    return reason
+
+
+def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> tuple[list[_Stack], str | None]:
+    """The stacks that train these cells, or none and the reason."""
+    own = stacking.is_own(cells[0].objective) and stacking.broadcasts(cells[0].model)
+    size = sum(parameter.numel() for parameter in cells[0].model.parameters())
+    groups = _groups(len(cells), size, torch.get_num_threads()) if place.type == "cpu" else [range(len(cells))]
+    stacks = []
+    for group in groups:
+        some = [cells[index] for index in group]
+        streams = Streams([cell.config.seed for cell in some], place)
+        beside = [companion_of(cell.objective, cell.model, cell.config.seed) for cell in some]
+        companions = [each for each in beside if each is not None]
+        kind = stacking.Broadcast if own else stacking.Mapped
+        calibrated = calibration.is_optimal(some[0].model)
+        try:
+            trainee = kind([cell.model for cell in some], [cell.objective for cell in some], companions, streams)
+            reason = (
+                None if isinstance(trainee, stacking.Broadcast) else _disagreement(trainee, some, dataset, streams, calibrated)
+            )
+        except Exception:  # an error of the model or the objective: its fit will raise it
+            return [], ""
+        if reason is not None:
+            return [], reason
+        stacks.append(_Stack(some, trainee, streams, calibrated))
+    return stacks, None
+
+
+def _disagreement(
+    trainee: stacking.Mapped, cells: list[_Cell], dataset: data.Dataset, streams: Streams, calibrated: bool
+) -> str | None:
+    some = dataset.train[: 2 * stacking.ROWS].to(streams.place)
+    with seeded(0, streams.place):
+        reference = dataset.draw(some)
+    x = streams.spread(reference[: stacking.ROWS])
+
+    def step_of(model: Any, objective: Any, x: Any, companion: Any, step: int) -> list[Any]:
+        known = reference.to(x.dtype)
+        found = [_loop.losses(model, objective, x, companion, step, known, calibrated)[0]]
+        if companion is not None:
+            found.append(_loop.companion_losses(model, objective, x, companion, known))
+        return found
+
+    return trainee.disagreement(step_of, x, [cell.config.seed for cell in cells])
+
+
+def _train(stacks: list[_Stack], dataset: data.Dataset, config: TrainConfig) -> set[str | None]:
+    """Train the stacks and give their cells their runs; those of a stack that fails get none. The reasons for failures."""
     stop = threading.Event()
 
-    def train(group: range) -> list[tuple[Run, str | None]]:
+    def work(stack: _Stack) -> tuple[list[Any], float] | str:
         start = time.perf_counter()
-        members = [made[index] for index in group]
-        streams = Streams([grid[index][2] for index in group], place)
-        stacked = stacking.stack(members)
-        loss = stacking.stack_numbers([grid[index][0] for index in group], next(stacked.parameters()))
-        beside = [each for index in group if (each := _companion(grid[index][0], made[index], grid[index][2])) is not None]
-        companion = stacking.stack(beside) if beside else None
-        results = _loop(stacking.Together(stacked, streams), loss, dataset, config, streams, companion, stop)
-        stacking.unstack(stacked, members)
-        for index in group:
-            calibration.settle(made[index], grid[index][0], dataset, grid[index][2])
-        share = (time.perf_counter() - start) / len(group)
-        return [
-            (Run(made[index], grid[index][0], replace(config, seed=grid[index][2]), history, share), problem)
-            for index, (history, problem) in zip(group, results, strict=True)
-        ]
+        try:
+            results = _loop.train(stack.trainee, dataset, config, stack.streams, stack.calibrated, stop)
+        except InterruptedError:
+            raise
+        except Exception as error:
+            if isinstance(stack.trainee, stacking.Broadcast):
+                raise
+            return stacking.in_one_line(error)
+        return results, time.perf_counter() - start
 
-    size = sum(parameter.numel() for parameter in made[0].parameters())
-    groups = _groups(len(grid), size, torch.get_num_threads()) if place.type == "cpu" else [range(len(grid))]
-    trained = [result for results in _in_threads(train, groups, stop) for result in results]
-    runs = [run for run, _ in trained]
-    problems = [
-        f"{run.objective} {option or ''} seed {seed}: {problem}"
-        for (run, problem), (_, option, seed) in zip(trained, grid, strict=True)
-        if problem
-    ]
+    before = stacking.random_states(stacks[0].streams.place) if stacks else []
+    outcomes = _in_threads(work, stacks, stop) if stacks else []
+    moved = bool(stacks) and stacking.random_states(stacks[0].streams.place) != before
+    reasons: set[str | None] = set()
+    for stack, outcome in zip(stacks, outcomes, strict=True):
+        if not isinstance(outcome, str) and moved and isinstance(stack.trainee, stacking.Mapped):
+            outcome = stacking.DRAWS
+        if isinstance(outcome, str):
+            reasons.add(outcome)
+            continue
+        results, seconds = outcome
+        stack.trainee.write()
+        for cell, (history, problem) in zip(stack.cells, results, strict=True):
+            calibration.settle(cell.model, cell.objective, dataset, cell.config.seed)
+            cell.run = Run(cell.model, cell.objective, cell.config, history, seconds / len(stack.cells))
+            cell.problem = problem
+    return reasons
+
+
+def _finished(cells: list[_Cell]) -> list[Run]:
+    """The runs of the cells, or `Diverged` with them: each problem once, with the models that have it."""
+    runs = [cell.run for cell in cells if cell.run]
+    problems: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.problem:
+            label = " ".join([str(cell.objective), *(f"{name}={value:g}" for name, value in cell.option.items())])
+            problems.setdefault(cell.problem, []).append(f"{label}, seed {cell.config.seed}")
     if problems:
-        raise Diverged("; ".join(problems), runs)
+        each = [
+            f"{where[0]}{f' and {len(where) - 1} others' if len(where) > 1 else ''}: {what}" for what, where in problems.items()
+        ]
+        raise Diverged("; ".join(each), runs)
     return runs
 
 
 def _groups(count: int, size: int, threads: int) -> list[range]:
     """Models 0 to `count`, of `size` weights each, in equal groups: as many as the cache asks for and the threads fill."""
-    number = -(-count * size // _GROUP)
+    number = max(1, -(-count * size // _GROUP))
     if number > 1:
         number = min(count, -(-number // threads) * threads)
     return [range(i * count // number, (i + 1) * count // number) for i in range(number)]
 
 
-def _in_threads(work: Callable[[range], Any], groups: list[range], stop: threading.Event) -> list[Any]:
+def _in_threads(work: Callable[[Any], Any], groups: list[Any], stop: threading.Event) -> list[Any]:
     """`work` on each group; on several at once, one core for each, where there are several.
 
     Two groups side by side beat one after the other on all cores: matrix products of one fill the time in which the
@@ -113,12 +295,3 @@ def _in_threads(work: Callable[[range], Any], groups: list[range], stop: threadi
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
-
-
-def _by_beta(name: str) -> Callable[[float], Callable[..., objectives.Loss]]:
-    checks.choice("objective", name, objectives.NAMED)
-    kind = objectives.NAMED[name]
-    if "beta" not in {field.name for field in fields(kind)}:
-        hint = ": give betas=[1.0] and objective=lambda _: objectives.MultiBeta()" if kind is objectives.MultiBeta else ""
-        raise ValueError(f"objective={name!r} has no beta to sweep over{hint}")
-    return lambda beta: kind(beta=beta)

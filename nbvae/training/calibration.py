@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from nbvae import checks, data, objectives
+from nbvae._measuring import measuring
 from nbvae._randomness import seeded
 from nbvae.models import likelihoods
 
@@ -25,52 +26,58 @@ def calibrate(model: Any, x: Float[Tensor, "batch *shape"]) -> None:
     """
     objectives.check_data(model, x)
     checks.examples(x)
-    pixels = gaussian(model)
-    if type(pixels) is not likelihoods.Gaussian:
+    observation = observation_with_sigma(model)
+    if type(observation) is not likelihoods.Gaussian:
         raise ValueError("only the sigma of a gaussian likelihood can be calibrated")
-    if pixels.mode in ("z", "z_diag"):
-        raise ValueError(f"sigma={pixels.mode!r} depends on z: there is no one number to calibrate")
-    error = _mean_error(model, pixels, x)
+    if observation.mode in ("z", "z_diag"):
+        raise ValueError(f"sigma={observation.mode!r} depends on z: there is no one number to calibrate")
+    with measuring(model):
+        error = _mean_error(model, observation, x)
     if not error.isfinite().all():
         raise ValueError("x has a squared error that is not finite under this model: its sigma is left as it was")
-    pixels.set_variance(error)
+    observation.set_variance(error)
 
 
 def update(model: Any, x: Float[Tensor, "..."]) -> None:
     """`calibrate` without its checks, for the training loop: x (batch, *shape), or (models, batch, *shape) for a stack."""
-    pixels = gaussian(model)
-    pixels.set_variance(_mean_error(model, pixels, x))
+    observation: Any = observation_with_sigma(model)
+    observation.set_variance(_mean_error(model, observation, x))
 
 
-def gaussian(model: Any) -> Any:
-    """The module that makes a distribution with a σ of a model's outputs, or of its stack's; None if it has none of ours."""
-    pixels = getattr(getattr(model, "stacked", model), "observation", None)
-    return pixels if isinstance(pixels, likelihoods.Gaussian) else None
+def observation_with_sigma(model: Any) -> likelihoods.Gaussian | None:
+    """The part of a model that makes a distribution with a σ of its decoder's outputs; None if it has none of ours."""
+    observation = getattr(model, "observation", None)
+    return observation if isinstance(observation, likelihoods.Gaussian) else None
 
 
-def start(model: nn.Module, dataset: data.Dataset, seed: int) -> None:
+def is_optimal(model: Any) -> bool:
+    """Whether a model's σ is set to its best value at each batch of training."""
+    return getattr(observation_with_sigma(model), "mode", None) == "optimal"
+
+
+def start(model: Any, dataset: data.Dataset, seed: int) -> None:
     """Let a σ that gradients learn start at the scale of the data, unless it has been trained before.
 
     Multiplied is σ², by the mean of (error/σ)²: of the factors the most likely, so that it is 1 for a σ(z) that was fitted by
     a loop of one's own. An untrained σ is near 1, and the factor near the MSE.
     """
-    pixels = gaussian(model)
-    if pixels is not None and pixels.mode in ("global", "z", "z_diag") and (pixels.variance == 1).all():
-        with seeded(seed, pixels.variance.device):
-            factor = _mean_error(_plain(model), pixels, dataset.draw(dataset.train[:10_000]), relative=True)
-        pixels.set_variance(factor * (pixels.scale.square().squeeze() if pixels.mode == "global" else 1))
+    observation = observation_with_sigma(model)
+    if observation is not None and observation.mode in ("global", "z", "z_diag") and (observation.variance == 1).all():
+        with seeded(seed, observation.variance.device), measuring(model):
+            factor = _mean_error(_at_smallest_beta(model), observation, dataset.draw(dataset.train[:10_000]), relative=True)
+        observation.set_variance(factor * (observation.scale.square().squeeze() if observation.mode == "global" else 1))
 
 
-def settle(model: nn.Module, objective: Any, dataset: data.Dataset, seed: int) -> None:
+def settle(model: Any, objective: Any, dataset: data.Dataset, seed: int) -> None:
     """Set an "optimal" σ from the training set, and say so where a σ has come to rest on its floor."""
-    pixels = gaussian(model)
+    observation = observation_with_sigma(model)
     floors = {}
-    with seeded(seed, next(model.parameters()).device):
-        if pixels is not None and pixels.mode == "optimal":
+    with seeded(seed, model.prior().mean.device), measuring(model):
+        if observation is not None and observation.mode == "optimal":
             update(model, dataset.draw(dataset.train))
         some = dataset.draw(dataset.train[:1000])
-        if pixels is not None:
-            floors[f"sigma={pixels.mode!r}"] = at_floor(_plain(model), some)
+        if observation is not None:
+            floors[f"sigma={observation.mode!r}"] = at_floor(_at_smallest_beta(model), some)
         if hasattr(objective, "at_floor"):
             floors[f"the sigma of {objective}"] = objective.at_floor(model, some)
     for name, share in floors.items():
@@ -84,23 +91,23 @@ def settle(model: nn.Module, objective: Any, dataset: data.Dataset, seed: int) -
             )
 
 
-@torch.no_grad()
 def at_floor(model: Any, x: Float[Tensor, "batch *shape"]) -> float:
     """The share of the σs, over one draw of z for each x (batch, *shape), that are on their floor; 0 for a fixed σ or none."""
-    pixels = gaussian(model)
-    if pixels is None or pixels.mode == "fixed":
+    observation = observation_with_sigma(model)
+    if observation is None or observation.mode == "fixed":
         return 0.0
-    likelihood = model.likelihood(model.posterior(x.to(model.prior().mean)).sample())
+    with measuring(model):
+        likelihood = model.likelihood(model.posterior(x.to(model.prior().mean)).sample())
     scale = getattr(getattr(likelihood, "base_dist", None), "scale", None)
     return 0.0 if scale is None else (scale <= likelihoods.FLOOR * (1 + 1e-5)).double().mean().item()
 
 
 @torch.no_grad()
-def _mean_error(model: Any, pixels: likelihoods.Gaussian, x: Tensor, relative: bool = False) -> Float[Tensor, "*models"]:
+def _mean_error(model: Any, observation: likelihoods.Gaussian, x: Tensor, relative: bool = False) -> Float[Tensor, "*models"]:
     """MSE/n, or the mean of (error/σ)²."""
-    rank = len(pixels.shape)
+    rank = len(observation.shape)
     errors = []
-    for part in x.split(max(1, _CHUNK // math.prod(pixels.shape)), dim=-1 - rank):
+    for part in x.split(max(1, _CHUNK // math.prod(observation.shape)), dim=-1 - rank):
         part = part.to(model.prior().mean)
         likelihood = model.likelihood(model.posterior(part).rsample())
         error = part - likelihood.mean
@@ -108,7 +115,7 @@ def _mean_error(model: Any, pixels: likelihoods.Gaussian, x: Tensor, relative: b
     return torch.cat(errors, -1).mean(-1)
 
 
-def _plain(model: Any) -> Any:
+def _at_smallest_beta(model: Any) -> Any:
     """A model of many β at the smallest, where σ is least, with the σ of them all; any other model itself."""
     if not hasattr(model, "beta_range"):
         return model

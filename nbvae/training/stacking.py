@@ -1,19 +1,58 @@
-"""K models of one architecture as one model: weights stacked, each with the random stream that it would have alone.
+"""K models trained as one: weights stacked, and for each the random stream that it would have alone.
 
-Tensors get a leading model dimension, (models, batch, ...). What is written for one model, and leaves leading dimensions
-alone, then computes all of them in batched matrix products.
+There are two ways to run a stack, and both give what each model alone gives:
+
+- `Mapped` takes any module and any objective. What is written for one model is mapped over the stacked weights by `torch.func`,
+  so that a model never sees another one, whatever its code does.
+- `Broadcast` takes the library's own networks and objectives, which leave leading dimensions alone, (models, batch, ...), and
+  is faster: a linear layer becomes one batched matrix product.
+
+`broadcasts` tells which models can take the second. The first is not trusted blindly: `Mapped.disagreement` makes two steps
+both ways and compares.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributions, nn
+from torch.func import functional_call, vmap
 
-from nbvae._randomness import Streams
+from nbvae import models, objectives
+from nbvae._randomness import Streams, seeded
+from nbvae.models import likelihoods, networks
+
+# Layers that act on the last dimension, or on each number, and leave leading dimensions alone.
+_PLAIN = {
+    *(models.VAE, models.MultiBetaVAE, *likelihoods.LIKELIHOODS.values()),
+    *(networks.LinearEncoder, networks.TwoHeads, networks.ConditionedMLP),
+    *(networks.WaterLevel, networks.BetaFeatures, networks.Conditioning),
+    *(
+        nn.Linear,
+        nn.Sequential,
+        nn.ModuleList,
+        nn.Identity,
+        nn.ReLU,
+        nn.Tanh,
+        nn.Sigmoid,
+        nn.GELU,
+        nn.SiLU,
+        nn.ELU,
+        nn.Softplus,
+    ),
+}
+_OWN_OBJECTIVES = set(objectives.NAMED.values())
+# Attributes of a module that are settings: two models that differ in one are no copies of each other.
+_SETTINGS = (bool, int, float, str, tuple, type(None))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Rows that the comparison before training is made on.
+ROWS = 16
+DRAWS = "a model or an objective draws random numbers of its own"
 
 
 class StackedLinear(nn.Module):
@@ -25,8 +64,9 @@ class StackedLinear(nn.Module):
 
     def __init__(self, layers: Sequence[nn.Linear]):
         super().__init__()
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach().mT for layer in layers]).contiguous())
-        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]).unsqueeze(1))
+        weight, bias = layers[0].weight, layers[0].bias
+        self.weight = _parameter([layer.weight.mT for layer in layers], weight.requires_grad)
+        self.bias = _parameter([layer.bias.unsqueeze(0) for layer in layers], bias.requires_grad)
 
     def forward(self, x: Float[Tensor, "*models batch n"]) -> Float[Tensor, "models batch m"]:
         if x.dim() == 2:  # all models see the same batch
@@ -39,53 +79,47 @@ class StackedLinear(nn.Module):
         layer.bias.copy_(self.bias[index, 0])
 
 
-def stack(modules: Sequence[nn.Module]) -> nn.Module:
-    """Stack K modules of one architecture into one that computes all K, with outputs (K, batch, ...).
+def _parameter(each: Sequence[Tensor], requires_grad: bool) -> nn.Parameter:
+    return nn.Parameter(torch.stack([one.detach() for one in each]).contiguous(), requires_grad=requires_grad)
 
-    Linear layers become `StackedLinear`. Every other parameter or buffer must broadcast against (batch, *event); it becomes
-    (K, 1, *event). `unstack` writes the values back.
 
-    Raises `ValueError` if the modules differ in architecture or hold a layer that cannot be stacked.
+def broadcasts(module: nn.Module) -> bool:
+    """Whether a model is made of parts that leave leading dimensions alone, and of nothing else: no hook, no weight twice."""
+    for part in module.modules():
+        if type(part) not in _PLAIN or any(getattr(part, hooks) for hooks in _HOOKS):
+            return False
+        if isinstance(part, nn.Linear) and part.bias is None:
+            return False
+        if any(callable(value) and not isinstance(value, nn.Module) for value in vars(part).values()):
+            return False  # a method that this object alone has
+    return len(list(module.named_parameters())) == len(list(module.named_parameters(remove_duplicate=False)))
+
+
+def stack_modules(modules: Sequence[nn.Module]) -> nn.Module:
+    """K modules of one architecture, made of parts that broadcast, as one that computes all K with outputs (K, batch, ...).
+
+    Linear layers become `StackedLinear`. Every other parameter or buffer broadcasts against (batch, *event); it becomes
+    (K, 1, *event). `unstack_modules` writes the values back.
     """
     first = modules[0]
-    if any(_architecture(module) != _architecture(first) for module in modules[1:]):
-        raise ValueError("only models of one architecture can be trained together; make() returned different ones")
-    return _stack(modules)
-
-
-def _stack(modules: Sequence[nn.Module]) -> nn.Module:
-    first = modules[0]
     if isinstance(first, nn.Linear):
-        if first.bias is None:
-            raise ValueError("cannot train models with linear layers without a bias together: call fit for each of them")
         return StackedLinear(modules)  # type: ignore[arg-type]
-    own = dict(_own_tensors(first))
-    # Layers of torch other than Linear know nothing of a leading model dimension: refuse rather than compute nonsense.
-    if own and type(first).__module__.startswith("torch."):
-        raise ValueError(f"cannot train models with a {type(first).__name__} layer together: call fit for each of them")
     stacked = copy.copy(first)
     stacked._parameters, stacked._buffers, stacked._modules = {}, {}, {}
-    stacked._non_persistent_buffers_set = set(first._non_persistent_buffers_set)
-    for name, tensor in own.items():
-        value = (
-            torch.stack(
-                [module.get_parameter(name) if name in module._parameters else module.get_buffer(name) for module in modules]
-            )
-            .detach()
-            .unsqueeze(1)
-        )
+    for name, tensor in _own_tensors(first):
+        each = [dict(_own_tensors(module))[name].unsqueeze(0) for module in modules]
         if name in first._parameters:
-            stacked.register_parameter(name, nn.Parameter(value, requires_grad=tensor.requires_grad))
+            stacked.register_parameter(name, _parameter(each, tensor.requires_grad))
         else:
-            stacked._buffers[name] = value
+            stacked._buffers[name] = torch.stack(each)
     for name, _ in first.named_children():
-        stacked._modules[name] = _stack([module.get_submodule(name) for module in modules])
+        stacked._modules[name] = stack_modules([module.get_submodule(name) for module in modules])
     return stacked
 
 
 @torch.no_grad()
-def unstack(stacked: nn.Module, modules: Sequence[nn.Module]) -> None:
-    """Copy the values of a module made by `stack` back into the K `modules` it was made of."""
+def unstack_modules(stacked: nn.Module, modules: Sequence[nn.Module]) -> None:
+    """Copy the values of a module made by `stack_modules` back into the K `modules` that it was made of."""
     for index, module in enumerate(modules):
         _write(stacked, index, module)
 
@@ -106,71 +140,338 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(recurse=False)
 
 
-def _architecture(module: nn.Module) -> list[tuple[Any, ...]]:
+def architecture(module: nn.Module) -> list[tuple[Any, ...]]:
+    """What two models must share to be trained as one: their parts, the shapes of their tensors, their settings."""
     return [
-        # A range of βs is no tensor, and the stack has the first member's.
-        (name, type(part).__name__, getattr(part, "beta_range", None), [(key, t.shape) for key, t in _own_tensors(part)])
+        (
+            name,
+            f"{type(part).__module__}.{type(part).__qualname__}",
+            [(key, tensor.shape, tensor.dtype, tensor.requires_grad) for key, tensor in _own_tensors(part)],
+            [(key, value) for key, value in vars(part).items() if key[0] != "_" and isinstance(value, _SETTINGS)],
+        )
         for name, part in module.named_modules()
     ]
 
 
-def stack_numbers(each: Sequence[Any], like: Tensor) -> Any:
-    """One dataclass of numbers, an objective, for all models: a number that differs between them becomes a tensor (models,)."""
-    first = each[0]
-    if all(one == first for one in each):
-        return first
-    if not is_dataclass(first) or any(type(one) is not type(first) for one in each):
-        raise ValueError("models can only be trained together on one kind of objective, a dataclass of numbers")
-    stacked: Any = copy.copy(first)
-    for field in fields(first):
-        values = [getattr(one, field.name) for one in each]
-        if any(value != values[0] for value in values):
-            if not all(isinstance(value, float) for value in values) or field.name == "lr":
-                raise ValueError(f"models trained together must have the same {field.name}, got {values[0]!r} and others")
-            # Past the frozen dataclass and its checks, which each objective has passed on its own.
-            object.__setattr__(stacked, field.name, torch.tensor(values, dtype=like.dtype, device=like.device))
-    return stacked
+def settings(objective: Any) -> dict[str, Any]:
+    """The fields of a dataclass, or the attributes of another object."""
+    if is_dataclass(objective):
+        return {field.name: getattr(objective, field.name) for field in fields(objective)}
+    return dict(getattr(objective, "__dict__", {}))
 
 
-class Together(nn.Module):
-    """A stack of models whose posteriors draw their noise from each model's own stream."""
+def differ_in_numbers(one: Any, other: Any) -> bool:
+    """Whether two objectives are of one kind, and equal but for numbers: those become tensors in a stack."""
+    first, second = settings(one), settings(other)
+    if type(one) is not type(other) or not first or first.keys() != second.keys():
+        return _equal(one, other)
+    # Counts of our own objectives decide what is computed; a companion's `lr` is its optimiser's.
+    kinds = float if type(one) in _OWN_OBJECTIVES else int | float
+    return all(
+        _equal(value, second[name]) or (name != "lr" and _number(value, kinds) and _number(second[name], kinds))
+        for name, value in first.items()
+    )
 
-    def __init__(self, stacked: nn.Module, streams: Streams):
-        super().__init__()
-        self.stacked: Any = stacked
-        self.streams = streams
 
-    def posterior(self, x: Tensor) -> distributions.Independent:
-        return self._streamed(self.stacked.posterior(x))
+def _number(value: Any, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
-    def condition(self, log_beta: Tensor) -> Any:
-        return self.stacked.condition(log_beta)
 
-    def encode(self, x: Tensor, condition: Any) -> distributions.Independent:
-        return self._streamed(self.stacked.encode(x, condition))
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except (RuntimeError, ValueError, TypeError):  # arrays and tensors
+        return False
 
-    def decode(self, z: Tensor, condition: Any) -> distributions.Distribution:
-        return self.stacked.decode(z, condition)
 
-    def _streamed(self, posterior: distributions.Independent) -> distributions.Independent:
-        base = posterior.base_dist
-        return distributions.Independent(StreamedNormal(base.loc, base.scale, self.streams), 1, validate_args=False)
+def numbers(each: Sequence[Any], like: Tensor) -> dict[str, Float[Tensor, " models"]]:
+    """The settings in which the objectives of a stack differ, each as a tensor (models,)."""
+    first = settings(each[0])
+    differing = [name for name, value in first.items() if any(not _equal(value, settings(one)[name]) for one in each[1:])]
+    return {
+        name: torch.tensor([float(settings(one)[name]) for one in each], dtype=like.dtype, device=like.device)
+        for name in differing
+    }
 
-    def likelihood(self, z: Tensor) -> distributions.Distribution:
-        return self.stacked.likelihood(z)
 
-    def prior(self) -> distributions.Distribution:
-        return self.stacked.prior()
+def with_numbers(objective: Any, values: Mapping[str, Tensor]) -> Any:
+    """A copy of an objective that has these tensors in the place of its numbers."""
+    if not values:
+        return objective
+    made = copy.copy(objective)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)  # past a frozen dataclass and its checks, which each objective has passed alone
+    return made
+
+
+class Streamed:
+    """A model whose posteriors draw their noise from `streams`; all else is the model's own.
+
+    `leading` is the number of dimensions of a posterior that count models: 1 for a `Broadcast` stack, 0 for one model.
+    """
+
+    def __init__(self, model: Any, streams: Any, leading: int = 0):
+        self.model, self.streams, self.leading = model, streams, leading
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def posterior(self, *arguments: Any, **options: Any) -> distributions.Distribution:
+        return self._streamed(self.model.posterior(*arguments, **options))
+
+    def encode(self, *arguments: Any, **options: Any) -> Any:
+        return self._streamed(self.model.encode(*arguments, **options))
+
+    def _streamed(self, posterior: Any) -> Any:
+        base = getattr(posterior, "base_dist", None)
+        if type(posterior) is not distributions.Independent or type(base) is not distributions.Normal:
+            return posterior
+        normal = StreamedNormal(base.loc, base.scale, self.streams, self.leading)
+        return distributions.Independent(normal, posterior.reinterpreted_batch_ndims, validate_args=False)
 
 
 class StreamedNormal(distributions.Normal):
-    """Normal with location (models, batch, k) and one noise stream per model."""
+    """A normal distribution that draws its noise from `streams`, for each model from its own."""
 
-    def __init__(self, loc: Tensor, scale: Tensor, streams: Streams):
+    def __init__(self, loc: Tensor, scale: Tensor, streams: Any, leading: int):
         super().__init__(loc, scale, validate_args=False)
-        self.streams = streams
+        self.streams, self.leading = streams, leading
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        if len(sample_shape):
+        if len(sample_shape) and self.leading:
             raise ValueError("models trained together draw one z per example")
-        return self.loc + self.streams.normal(self.loc.shape[1:], self.loc) * self.scale
+        noise = self.streams.normal((*sample_shape, *self.loc.shape[self.leading :]), self.loc)
+        return self.loc + noise * self.scale
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.rsample(sample_shape)
+
+
+class _OwnStream:
+    """Inside a map over models: the stream of the one model that is being mapped, number `index`."""
+
+    def __init__(self, streams: Streams, index: Tensor):
+        self.streams, self.index = streams, index
+
+    def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        return self._own(self.streams.normal(shape, like))
+
+    def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        return self._own(self.streams.uniform(shape, like))
+
+    def _own(self, drawn: Tensor) -> Tensor:
+        return drawn if self.streams.of_model is None else drawn[self.index]
+
+
+class Alone:
+    """One model, with torch's global stream."""
+
+    def __init__(self, model: nn.Module, objective: Any, companion: nn.Module | None):
+        self.model, self.objective, self.companion = model, objective, companion
+        self.parameters = [value for value in model.parameters() if value.requires_grad]
+        self.companion_parameters = list(companion.parameters()) if companion else []
+        self.state = list(_tensors(model).values())
+        self.module = model
+
+    def call(self, function: Callable[..., Any], x: Tensor, streams: Streams | None = None) -> Any:
+        """`function(model, objective, x, companion)`."""
+        return function(self.model, self.objective, x, self.companion)
+
+
+class Broadcast:
+    """A stack of the library's own models and objectives."""
+
+    def __init__(self, members: Sequence[nn.Module], each: Sequence[Any], companions: Sequence[nn.Module], streams: Streams):
+        self.members, self.companions, self.streams = members, companions, streams
+        self.module = self.stacked = stack_modules(members)
+        self.companion = stack_modules(companions) if companions else None
+        values = list(self.stacked.parameters())
+        self.objective = with_numbers(each[0], numbers(each, values[0]))
+        self.parameters = [value for value in values if value.requires_grad]
+        self.state = [*values, *self.stacked.buffers()]
+        self.companion_parameters = list(self.companion.parameters()) if self.companion else []
+
+    def call(self, function: Callable[..., Any], x: Tensor, streams: Streams | None = None) -> Any:
+        """`function(model, objective, x, companion)` for all models at once."""
+        return function(Streamed(self.stacked, streams or self.streams, 1), self.objective, x, self.companion)
+
+    def write(self) -> None:
+        """Give each model its weights."""
+        unstack_modules(self.stacked, self.members)
+
+
+class _Held(nn.Module):
+    """A model and its companion as one module, whose forward pass is whatever function it is given."""
+
+    def __init__(self, model: nn.Module, companion: nn.Module | None):
+        super().__init__()
+        self.model, self.companion = model, companion
+
+    def forward(self, function: Callable[..., Any], streams: Any, objective: Any, x: Tensor) -> Any:
+        return function(self.model if streams is None else Streamed(self.model, streams), objective, x, self.companion)
+
+
+class Mapped:
+    """A stack of any models of one architecture, by `torch.func`."""
+
+    def __init__(self, members: Sequence[nn.Module], each: Sequence[Any], companions: Sequence[nn.Module], streams: Streams):
+        beside = companions or [None] * len(members)
+        self.held = [_Held(member, companion) for member, companion in zip(members, beside, strict=True)]
+        self.each, self.objective, self.streams, self.module = each, each[0], streams, self.held[0]
+        tensors = [_tensors(held) for held in self.held]
+        weights = dict(self.held[0].named_parameters())
+        # Matrices are stored transposed: see `StackedLinear`.
+        self.turned = {name for name, value in weights.items() if value.dim() == 2}
+        self.values: dict[str, Tensor] = {}
+        for name, value in tensors[0].items():
+            rows = [one[name].mT if name in self.turned else one[name] for one in tensors]
+            stacked = torch.stack([row.detach() for row in rows]).contiguous()
+            self.values[name] = stacked.requires_grad_(value.requires_grad)
+        trained = {name: value for name, value in self.values.items() if value.requires_grad}
+        self.parameters = [value for name, value in trained.items() if name.startswith("model.")]
+        self.companion_parameters = [value for name, value in trained.items() if name.startswith("companion.")]
+        self.state = [value for name, value in self.values.items() if name.startswith("model.")]
+        self.numbers = numbers(each, next(iter(self.values.values())))
+        self.index = torch.arange(len(members), device=streams.place)
+
+    def call(self, function: Callable[..., Any], x: Tensor, streams: Streams | None = None) -> Any:
+        """`function(model, objective, x, companion)` for all models at once; what it returns gets a model dimension."""
+        values = {name: value.mT if name in self.turned else value for name, value in self.values.items()}
+        return self._map(function, values, self.numbers, x, streams or self.streams)
+
+    def _map(self, function: Callable[..., Any], values: Any, numbers: Any, x: Tensor, streams: Streams) -> Any:
+        def one(values: dict[str, Tensor], numbers: dict[str, Tensor], index: Tensor, x: Tensor) -> Any:
+            objective = with_numbers(self.each[0], numbers)
+            return functional_call(self.held[0], values, (function, _OwnStream(streams, index), objective, x))
+
+        place = None if streams.of_model is None else 0
+        return vmap(one, in_dims=(0, 0, 0, place), randomness="same")(values, numbers, self.index, x)
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Give each model its weights."""
+        for index, held in enumerate(self.held):
+            for name, tensor in _tensors(held).items():
+                if tensor.requires_grad or not isinstance(tensor, nn.Parameter):  # a frozen weight may be shared
+                    tensor.copy_(self.values[name][index].mT if name in self.turned else self.values[name][index])
+
+    def disagreement(self, function: Callable[..., Any], x: Tensor, seeds: Sequence[int]) -> str | None:
+        """Why this stack would not train as its members do, found by two steps on x both ways; None if it would.
+
+        `function(model, objective, x, companion, step)` gives the losses whose sum is to be minimised. Compared are they, their
+        gradients and the buffers; in float64, where the members compute in it. Neither they nor torch's stream are changed.
+        """
+        with _attributes_kept(self.held):
+            try:
+                alone, dtype = self._alone(function, x, seeds, torch.float64), torch.float64
+            except Exception:  # code with tensors of its own type
+                alone, dtype = self._alone(function, x, seeds, x.dtype), x.dtype
+            before = random_states(x.device)
+            try:
+                together = self._together(function, x, seeds, dtype)
+            except Exception as error:
+                return in_one_line(error)
+            if random_states(x.device) != before:
+                return DRAWS
+        tolerance = 1e-8 if dtype is torch.float64 else 1e-3
+        for index, one in enumerate(alone):
+            # Of a gradient that is zero but for rounding, the rounding of the largest is what counts.
+            least = 1e-3 * max(
+                (value.abs().max().item() for (kind, _), value in one.items() if kind == "gradient"), default=0.0
+            )
+            for (kind, name), value in one.items():
+                size = max(value.abs().max().item() if value.numel() else 0.0, least if kind == "gradient" else 1e-30)
+                other = together.get((kind, name))
+                if other is None or not torch.allclose(other[index], value, rtol=0, atol=tolerance * size, equal_nan=True):
+                    return f"a model has another {kind} in a stack than alone ({name})"
+        return None
+
+    def _alone(self, function: Any, x: Tensor, seeds: Sequence[int], dtype: torch.dtype) -> list[dict[Any, Tensor]]:
+        """Two steps of each member with torch's stream, as `fit` makes them."""
+        results = []
+        for index, (held, objective, seed) in enumerate(zip(self.held, self.each, seeds, strict=True)):
+            values = {name: _copied(value, dtype) for name, value in _tensors(held).items()}
+            own = (x if self.streams.of_model is None else x[index]).to(dtype)
+
+            def call(step: int, held=held, values=values, objective=objective, own=own) -> Any:
+                return functional_call(held, values, (functools.partial(function, step=step), None, objective, own))
+
+            with seeded(seed, x.device):
+                results.append(_two_steps(call, values, values, 0))
+        return results
+
+    def _together(self, function: Any, x: Tensor, seeds: Sequence[int], dtype: torch.dtype) -> dict[Any, Tensor]:
+        """Two steps of the stack with the members' streams."""
+        values = {name: _copied(value, dtype) for name, value in self.values.items()}
+        as_used = {name: value.mT if name in self.turned else value for name, value in values.items()}
+        numbers = {name: value.to(dtype) for name, value in self.numbers.items()}
+        streams = Streams(seeds, self.streams.place)
+
+        def call(step: int) -> Any:
+            return self._map(functools.partial(function, step=step), as_used, numbers, x.to(dtype), streams)
+
+        return _two_steps(call, values, as_used, 1)
+
+
+def _two_steps(
+    call: Callable[[int], Any], values: dict[str, Tensor], as_used: dict[str, Tensor], leading: int
+) -> dict[Any, Tensor]:
+    """What two steps of length 10⁻³ along each gradient's direction yield: losses, gradients and buffers, by kind and name.
+
+    `as_used` holds views of `values`; `leading` dimensions count models.
+    """
+    found: dict[Any, Tensor] = {}
+    trained = [name for name, value in values.items() if value.requires_grad]
+    for step in range(2):
+        losses = call(step)
+        found |= {("loss", f"number {i}, step {step}"): loss.detach() for i, loss in enumerate(losses)}
+        total = torch.stack([loss.sum() for loss in losses]).sum()
+        gradients = torch.autograd.grad(total, [values[name] for name in trained], allow_unused=True)
+        with torch.no_grad():
+            for name, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None:
+                    turned = values[name].shape != as_used[name].shape or values[name].stride() != as_used[name].stride()
+                    found["gradient", f"{name}, step {step}"] = gradient.mT.clone() if turned else gradient
+                    length = gradient.reshape(*gradient.shape[:leading], -1).norm(dim=-1) + 1e-30
+                    values[name].sub_(1e-3 * gradient / length.view(*length.shape, *[1] * (gradient.dim() - leading)))
+        found |= {("buffer", f"{name}, step {step}"): as_used[name].detach().double() for name in values if name not in trained}
+    return found
+
+
+def in_one_line(error: Exception) -> str:
+    """Why `torch.func` cannot map a model or an objective."""
+    said = str(error).strip().partition("\n")[0]
+    return f"torch.func cannot map a model or an objective ({type(error).__name__}: {said[:150]})"
+
+
+def is_own(objective: Any) -> bool:
+    """Whether an objective is one of the library's, which leave leading dimensions alone."""
+    return type(objective) in _OWN_OBJECTIVES
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict([*module.named_parameters(), *module.named_buffers()])
+
+
+def _copied(value: Tensor, dtype: torch.dtype) -> Tensor:
+    copied = value.detach().clone()
+    return (copied.to(dtype) if value.is_floating_point() else copied).requires_grad_(value.requires_grad)
+
+
+def random_states(place: torch.device) -> list[bytes]:
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(place)] if place.type == "cuda" else [])
+    return [state.numpy().tobytes() for state in states]
+
+
+@contextmanager
+def _attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put back what forward passes leave behind in attributes that are neither parameters nor buffers."""
+    parts = [part for module in modules for part in module.modules()]
+    before = [dict(vars(part)) for part in parts]
+    try:
+        yield
+    finally:
+        for part, attributes in zip(parts, before, strict=True):
+            vars(part).clear()
+            vars(part).update(attributes)
