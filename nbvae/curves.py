@@ -9,34 +9,48 @@ which is usually negative. Where two points are compared, their errors are taken
 measured on the same examples err together, and so differ by less than the error given here says.
 """
 
-import csv
 import itertools
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
+from scipy.optimize import isotonic_regression
 
-from nbvae import checks
+from nbvae import _files, checks, results
+from nbvae.results import Estimate
 
 _SAME_BETA = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class RDPoint:
-    """One measured model: rate and distortion in nats, MSE the *sum* over dimensions, all means per example.
+class RDPoint(results.Quantities):
+    """One measured model, or the mean of several at one β.
 
-    `*_stderr` are standard errors of these means, `loss_stderr` that of D + βR itself, which the other two do not
-    determine. `n_runs` is the number of training runs averaged. Two points are equal if their fields are, nan equal to
-    nan.
+    - `beta`: β > 0.
+    - `rate`, `distortion`: their means per example, nats.
+    - `mse`: the squared error, *summed* over dimensions, its mean per example; nan where it is not known.
+    - `rate_stderr`, `distortion_stderr`, `mse_stderr`: the standard errors of these means, >= 0; nan where none is known.
+    - `n_runs`: the number of trainings that are averaged.
+    - `loss_stderr`: the standard error of D + βR itself, which those of D and R do not determine.
+    - `n_examples`: the number of examples measured, where it is known.
+    - `seed`: what the training was seeded with, where it is known: a label, that `mean_of` and equality do not look at.
+    - `runs`: the points of the single trainings of a mean, as `mean_of` keeps them.
 
-    Raises `ValueError` unless β > 0, rate and distortion are finite, standard errors are >= 0 or nan and `n_runs` >= 1.
+    Its quantities, in `estimate` and `to_frame`, are rate, distortion, mse and loss: of a mean with its runs, means over these;
+    the frame has a row for each run. Two points are equal if their fields but the seed are, nan equal to nan.
+
+    Raises `ValueError` unless these limits hold, rate and distortion are finite, and `runs` are as many as `n_runs`, of this β
+    and with this mean.
+
+    >>> point = RDPoint.mean_of([RDPoint(1.0, rate, 5.0, seed=seed) for seed, rate in enumerate([3.0, 3.2])])
+    >>> print(point.estimate("rate"), point.to_frame()["seed"].unique())
+    3.10 ± 0.10 [0 1]
     """
 
     beta: float
@@ -48,6 +62,9 @@ class RDPoint:
     mse_stderr: float = math.nan
     n_runs: int = 1
     loss_stderr: float = math.nan
+    n_examples: int | None = None
+    seed: int | None = None
+    runs: tuple["RDPoint", ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "beta", checks.positive("beta", self.beta))
@@ -60,27 +77,58 @@ class RDPoint:
             if name.endswith("_stderr") and value < 0:
                 raise ValueError(f"{name} must be >= 0, or nan; got {value!r}")
             object.__setattr__(self, name, float(value))
+        for name, least in (("n_examples", 1), ("seed", 0)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checks.whole(name, getattr(self, name), least))
+        object.__setattr__(self, "runs", tuple(self.runs))
+        if self.runs:
+            single = [run for run in self.runs if isinstance(run, RDPoint) and run.n_runs == 1]
+            if not self.n_runs == len(self.runs) == len(single) > 1 or not _one_beta([self, *single]):
+                raise ValueError(f"runs must be {self.n_runs} points of one run each at beta = {self.beta:g}, two or more")
+            means = [np.mean([getattr(run, name) for run in single]) for name in ("rate", "distortion")]
+            if not np.allclose(means, [self.rate, self.distortion]):
+                raise ValueError(f"the runs have the mean rate and distortion {means[0]:g} and {means[1]:g}, not the point's")
 
     @classmethod
     def mean_of(cls, points: Sequence["RDPoint"]) -> "RDPoint":
-        """The mean of single runs at one β; its standard errors are those of that mean, from the spread of the runs.
+        """The mean of single runs at one β, which it keeps as its `runs`; its errors are those of that mean, over the runs.
 
         The spread holds training and its seed; errors of the points themselves are not added, being part of it unless
-        all runs were measured on the same examples.
+        all runs were measured on the same examples. Raises `ValueError` for fewer than two runs, or several β.
         """
         points = list(points)
         if len(points) < 2 or any(point.n_runs != 1 for point in points):
             raise ValueError(f"mean_of needs at least two points of one run each, got {len(points)}")
-        if not np.allclose([point.beta for point in points], points[0].beta, rtol=_SAME_BETA, atol=0):
+        if not _one_beta(points):
             raise ValueError(f"mean_of needs points of one beta, got {', '.join(f'{p.beta:g}' for p in points)}")
         values = {name: np.array([getattr(point, name) for point in points]) for name in ("rate", "distortion", "mse")}
         errors = values | {"loss": values["distortion"] + points[0].beta * values["rate"]}
+        means = {name: Estimate.over_runs(value) for name, value in errors.items()}
+        known: dict[str, Any] = {name: means[name].value for name in values}
+        known |= {f"{name}_stderr": mean.stderr for name, mean in means.items()}
+        counts = {point.n_examples for point in points}
         return cls(
             beta=points[0].beta,
             n_runs=len(points),
-            **{name: float(value.mean()) for name, value in values.items()},
-            **{f"{name}_stderr": float(value.std(ddof=1) / len(points) ** 0.5) for name, value in errors.items()},
+            **known,
+            n_examples=counts.pop() if len(counts) == 1 else None,
+            runs=tuple(points),
         )
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Rate, distortion, mse (where it is known) and loss, D + βR: over the runs of a mean, else over the examples."""
+        names = ["rate", "distortion", *(["mse"] if math.isfinite(self.mse) else [])]
+        if self.runs:
+            values = {name: [getattr(run, name) for run in self.runs] for name in names}
+            values["loss"] = [run.loss(self.beta) for run in self.runs]
+            return {name: Estimate.over_runs(each) for name, each in values.items()}
+        n, over = (self.n_runs, "runs") if self.n_runs > 1 else (self.n_examples, "examples")
+        found = {name: Estimate(getattr(self, name), getattr(self, f"{name}_stderr"), n, over) for name in names}
+        return found | {"loss": Estimate(self.loss(), self.loss_error(), n, over)}
+
+    def to_frame(self, **columns: Any) -> pd.DataFrame:
+        """A tidy frame of the quantities of each run, or of the point where it has none, with constant `columns`."""
+        return RDCurve([self]).to_frame(**columns)
 
     def loss(self, beta: float | None = None) -> float:
         """D + βR in nats, at the point's own β or at another one."""
@@ -103,8 +151,13 @@ class RDPoint:
         variance = np.clip(sd_d**2 + sd_r**2 + twice_covariance, (sd_d - sd_r) ** 2, (sd_d + sd_r) ** 2)
         return math.sqrt(variance)
 
-    def _key(self) -> tuple[float | None, ...]:
-        return tuple(None if math.isnan(value) else value for value in (getattr(self, field) for field in _FIELDS))
+    def _stored(self) -> dict[str, float | int | None]:
+        """What files keep of a point by itself: its fields but the runs, nan as None."""
+        values = {name: getattr(self, name) for name in _FIELDS}
+        return {name: None if value is None or math.isnan(value) else value for name, value in values.items()}
+
+    def _key(self) -> tuple:
+        return tuple(value for name, value in self._stored().items() if name != "seed"), self.runs
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, RDPoint) else NotImplemented
@@ -113,16 +166,38 @@ class RDPoint:
         return hash(self._key())
 
 
-_FIELDS = tuple(field.name for field in fields(RDPoint))
+_FIELDS = tuple(field.name for field in fields(RDPoint) if field.name != "runs")
+_WHOLE = ("n_runs", "n_examples", "seed")
 _NEEDED = ("beta", "rate", "distortion")
 
 
+def _by_seed(point: RDPoint, beta: float) -> dict[int, float]:
+    """D + βR of each run of a point; `ValueError` unless each has a seed of its own."""
+    runs = point.runs or (point,)
+    seeds = {run.seed for run in runs}
+    if point.n_runs != len(runs) or None in seeds or len(seeds) < len(runs):
+        raise ValueError(
+            f"pairs need the runs of each point, each with a seed of its own; at beta = {point.beta:g} they are not known"
+        )
+    return {run.seed: run.loss(beta) for run in runs if run.seed is not None}
+
+
+def _one_beta(points: Iterable[RDPoint]) -> bool:
+    betas = [point.beta for point in points]
+    return np.allclose(betas, betas[0], rtol=_SAME_BETA, atol=0)
+
+
 @dataclass(frozen=True, eq=False)
-class Regret:
+class Regret(results.Quantities):
     """What one curve loses against another, at their shared βs: (D + βR) − (D + βR of the other), nats per example.
 
-    The standard errors take the two curves as independent: too wide if both were measured on the same examples.
-    `mean_stderr` takes the βs as independent too: too narrow if the points of a curve share a model or examples.
+    - `betas`: the shared βs, (shared,).
+    - `per_beta`, `per_beta_stderr`: the regret at each and its standard error.
+    - `mean`, `mean_stderr`: the mean over these β, and its standard error.
+    - `seeds`, `runs`: of pairs, the seeds and the regret of each at each β, (seeds, shared); else none.
+
+    In pairs, all errors are over the seeds. Else they take the two curves as independent: too wide if both were measured on the
+    same examples. `mean_stderr` then takes the βs as independent too: too narrow if the points of a curve share a model.
     """
 
     betas: Float[np.ndarray, " shared"]
@@ -130,6 +205,22 @@ class Regret:
     per_beta_stderr: Float[np.ndarray, " shared"]
     mean: float
     mean_stderr: float
+    seeds: tuple[int, ...] = ()
+    runs: Float[np.ndarray, "seeds shared"] | None = None
+
+    def estimates(self) -> dict[str, Estimate]:
+        """`mean`, and `per_beta[0]` and so on in the order of `betas`."""
+        if self.runs is None:
+            return {name: replace(each, n=None, over=None) for name, each in super().estimates().items()}
+        each = {f"per_beta[{i}]": Estimate.over_runs(values) for i, values in enumerate(self.runs.T)}
+        return {"mean": Estimate.over_runs(self.runs.mean(1)), **each}
+
+    def to_frame(self, **columns: Any) -> pd.DataFrame:
+        """A tidy frame of the regret at each β, in pairs for each seed, with constant `columns`."""
+        if self.runs is not None:
+            return results.tidy(self.runs, {"seed": self.seeds, "beta": self.betas}, "regret", **columns)
+        each = zip(self.betas, self.per_beta, self.per_beta_stderr, strict=True)
+        return results.frame_of([results.row_of("regret", Estimate(y, e), beta=float(beta)) for beta, y, e in each], **columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,16 +323,70 @@ class RDCurve:
         """D + βR of each point at its own β, nats per example."""
         return np.array([point.loss() for point in self])
 
-    def regret(self, other: "RDCurve") -> Regret:
-        """D + βR minus that of `other` at each β that both have, and its mean; `ValueError` if they share none."""
+    def to_frame(self, **columns: Any) -> pd.DataFrame:
+        """A tidy frame: a row for each β, run and quantity, with constant `columns`, as dataset="digits", split="test".
+
+        A point that is a mean of runs is the rows of these, each with its seed and with its own error, over examples; `results`
+        has the means over seeds and the differences in pairs. A mean whose runs are not known is one row.
+
+        >>> curve = RDCurve([RDPoint(2.0, rate=1.0, distortion=5.0, rate_stderr=0.1, n_examples=400, seed=0)])
+        >>> print(curve.to_frame(split="test").to_string(index=False))
+         beta  seed split   quantity  value  stderr   n
+          2.0     0  test       rate    1.0     0.1 400
+          2.0     0  test distortion    5.0     NaN 400
+          2.0     0  test       loss    7.0     NaN 400
+        """
+        rows = [
+            results.row_of(name, each, beta=point.beta, seed=run.seed)
+            for point in self
+            for run in point.runs or (point,)
+            for name, each in run.estimates().items()
+        ]
+        return results.frame_of(rows, **columns)
+
+    def beta_at(self, rate: float) -> float:
+        """The β at which the curve has `rate` (nats): log β on straight lines in the rate between neighbouring points.
+
+        Rates that rise with β, as noise makes them, are first replaced by the closest ones that do not (least squares): the
+        answer never rises with the rate. Where the rate is the same at several β it is the smallest.
+
+        Raises `ValueError` outside the range of these rates.
+
+        >>> curve = RDCurve([RDPoint(0.1, rate=20.0, distortion=1.0), RDPoint(10.0, rate=10.0, distortion=9.0)])
+        >>> round(curve.beta_at(rate=15.0), 9)
+        1.0
+        """
+        falling = isotonic_regression(self.rates, increasing=False).x
+        low, high = falling[-1], falling[0]
+        if not isinstance(rate, Real) or isinstance(rate, bool) or not low <= rate <= high:
+            raise ValueError(f"rate must be within the curve's, {low:g} to {high:g} nats; got {checks.short(rate)}")
+        return float(np.exp(np.interp(rate, falling[::-1], np.log(self.betas)[::-1])))
+
+    def regret(self, other: "RDCurve", paired: bool = False) -> Regret:
+        """D + βR minus that of another curve at each β that both have, and its mean over these β.
+
+        - `other`: the curve to compare with.
+        - `paired`: whether to compare the trainings seed by seed, as `rd_curve` keeps them: the errors are then over seeds.
+
+        Raises `ValueError` if the curves share no β; in pairs, unless all points there have runs with the same seeds.
+        """
         pairs = [(a, b) for a in self for b in other if math.isclose(a.beta, b.beta, rel_tol=_SAME_BETA)]
         if not pairs:
             these, those = (", ".join(f"{beta:g}" for beta in curve.betas) for curve in (self, other))
             raise ValueError(f"the curves share no beta: one has {these}, the other {those}")
         # One β for both, so that two spellings of it make no difference.
+        betas = np.array([a.beta for a, _ in pairs])
+        if paired:
+            each = [(_by_seed(a, a.beta), _by_seed(b, a.beta)) for a, b in pairs]
+            seeds = tuple(each[0][0])
+            if any(set(losses) != set(seeds) for losses in itertools.chain(*each)):
+                raise ValueError("a paired regret needs every point of both curves to have runs with the same seeds")
+            runs = np.array([[ours[seed] - theirs[seed] for ours, theirs in each] for seed in seeds])
+            stderrs = np.array([Estimate.over_runs(values).stderr for values in runs.T])
+            mean = Estimate.over_runs(runs.mean(1))
+            return Regret(betas, runs.mean(0), stderrs, mean.value, mean.stderr, seeds, runs)
         per_beta = np.array([a.loss() - b.loss(a.beta) for a, b in pairs])
         errors = np.array([math.hypot(a.loss_error(), b.loss_error()) for a, b in pairs])
-        betas = np.array([a.beta for a, _ in pairs])
         return Regret(betas, per_beta, errors, float(per_beta.mean()), float(np.linalg.norm(errors) / len(errors)))
 
     def pareto(self) -> "RDCurve":
@@ -292,99 +437,66 @@ class RDCurve:
         return Envelope(lower, upper, slopes, *slacks, *errors, holds=holds, k=float(k))
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Write one row per point under the names of `RDPoint`'s fields; every float is kept exactly, nan as "nan"."""
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(_FIELDS)
-            writer.writerows([repr(getattr(point, name)) for name in _FIELDS] for point in self)
+        """Write one row for each point under the names of `RDPoint`'s fields, and one for each run of a mean, at its β.
+
+        Every float is kept exactly; what is not known is "nan".
+        """
+        _files.write_csv(path, self._records())
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike) -> "RDCurve":
-        """Read what `to_csv` wrote; columns may be in any order, and only beta, rate and distortion must be there.
+        """Read what `to_csv` wrote; columns and rows may be in any order, and only beta, rate and distortion must be there.
+
+        Where a mean of `n_runs` stands with as many single runs at its β, these are its runs.
 
         Raises `FileNotFoundError`, or `ValueError` that names the file and, where it can, the row.
         """
-        lines = _text(path).splitlines()
-        try:
-            rows = list(csv.reader(lines, strict=True))
-        except csv.Error as error:
-            raise ValueError(f"{path} is not a CSV file: {error}") from None
-        header = [name.strip() for name in rows[0]] if rows else []
-        records = []
-        for number, row in enumerate(rows[1:], 1):
-            if row:
-                if len(row) != len(header):
-                    raise ValueError(f"{path}, row {number}: {len(row)} values under {len(header)} names")
-                records.append((f"row {number}", dict(zip(header, row, strict=True))))
-        _known_names(path, header)
-        return cls._from_records(path, records)
+        return cls._from_records(path, _files.read_csv(path, _FIELDS, _NEEDED))
 
     def to_json(self, path: str | os.PathLike) -> None:
-        """Write `{"unit": "nats", "points": [...]}`, one object per point; every float is kept exactly, nan as null."""
-        points = [dict(zip(_FIELDS, point._key(), strict=True)) for point in self]
-        text = json.dumps({"unit": "nats", "points": points}, indent=1, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        """Write `{"unit": "nats", "points": [...]}`, one object for each point, and one for each run of a mean, at its β.
+
+        Every float is kept exactly; what is not known is null.
+        """
+        _files.write_json(path, self._records())
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> "RDCurve":
-        """Read what `to_json` wrote. Raises `FileNotFoundError`, or `ValueError` with the file and the point."""
-        try:
-            content = json.loads(_text(path))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{path} is not a JSON file: {error}") from None
-        points = content.get("points") if isinstance(content, dict) else None
-        if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
-            raise ValueError(f'{path} has no list "points" of objects')
-        if content.get("unit") != "nats":
-            raise ValueError(f'{path} has the unit {content.get("unit")!r}, expected "nats"')
-        for point in points:
-            _known_names(path, point)
-        return cls._from_records(path, [(f"point {number}", point) for number, point in enumerate(points, 1)])
+        """Read what `to_json` wrote, as `from_csv`. Raises `FileNotFoundError`, or `ValueError` with the file and the point."""
+        return cls._from_records(path, _files.read_json(path, _FIELDS, _NEEDED))
 
     @classmethod
-    def _from_records(cls, path: str | os.PathLike, records: Sequence[tuple[str, dict[str, object]]]) -> "RDCurve":
+    def _from_records(cls, path: str | os.PathLike, records: Sequence[tuple[str, dict[str, Any]]]) -> "RDCurve":
         points = []
         for where, record in records:
-            values = {name: _number(f"{path}, {where}: {name}", name, value) for name, value in record.items()}
+            values = {name: _files.number(f"{path}, {where}: {name}", value, name in _WHOLE) for name, value in record.items()}
             try:
                 points.append(RDPoint(**values))
             except ValueError as error:
                 raise ValueError(f"{path}, {where}: {error}") from None
         try:
-            return cls(points)
+            return cls(_with_runs(points))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def _records(self) -> list[dict[str, float | int | None]]:
+        return [each._stored() for point in self for each in (point, *point.runs)]
 
     def _column(self, name: str) -> np.ndarray:
         return np.array([getattr(point, name) for point in self.points])
 
 
-def _number(what: str, name: str, value: object) -> Any:
-    """A field from its text (CSV) or its JSON value."""
-    if value is None:
-        return math.nan
-    try:
-        if not isinstance(value, (str, int, float)) or isinstance(value, bool):
-            raise ValueError
-        return int(value) if name == "n_runs" and not isinstance(value, float) else float(value)
-    except (ValueError, OverflowError):
-        raise ValueError(f"{what} must be a {'whole ' if name == 'n_runs' else ''}number, got {value!r}") from None
-
-
-def _known_names(path: str | os.PathLike, names: Iterable[str]) -> None:
-    names = list(names)
-    if missing := [name for name in _NEEDED if name not in names]:
-        raise ValueError(f"{path} has no {', '.join(missing)}; it has {', '.join(names) or 'nothing'}")
-    if unknown := [name for name in names if name not in _FIELDS]:
-        raise ValueError(f"{path} has unknown names {', '.join(unknown)}; known are {', '.join(_FIELDS)}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"{path} has a name twice: {', '.join(names)}")
-
-
-def _text(path: str | os.PathLike) -> str:
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text file in UTF-8") from None
+def _with_runs(points: Iterable[RDPoint]) -> list[RDPoint]:
+    """The points, with the single runs at the β of a mean of as many as its `runs`."""
+    groups: list[list[RDPoint]] = []
+    for point in sorted(points, key=lambda each: each.beta):
+        if groups and _one_beta([groups[-1][0], point]):
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    found = []
+    for group in groups:
+        means, runs = ([each for each in group if (each.n_runs > 1) == many] for many in (True, False))
+        whole = len(means) == 1 and len(runs) == means[0].n_runs
+        found += [replace(means[0], runs=tuple(runs))] if whole else group
+    return found

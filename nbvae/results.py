@@ -310,7 +310,7 @@ def frame_of(rows: Sequence[Mapping[str, Any]], **columns: Any) -> pd.DataFrame:
     return frame[[*known[:place], *(name for name in frame if name not in COLUMNS), *known[place:]]]
 
 
-def tidy(values: Any, axes: Mapping[str, Sequence[Any]], quantity: str, **columns: Any) -> pd.DataFrame:
+def tidy(values: Any, axes: Mapping[str, Sequence[Any] | np.ndarray], quantity: str, **columns: Any) -> pd.DataFrame:
     """A tidy frame of an array, one row for each entry.
 
     - `values`: the array; its axes are those of `axes`, in their order.

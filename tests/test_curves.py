@@ -4,8 +4,10 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from nbvae import results
 from nbvae.curves import RDCurve, RDPoint
 
 SPECTRUM = np.array([5, 3, 1.5, 0.8, 0.4, 0.2, 0.1, 0.05])
@@ -88,6 +90,155 @@ def test_the_mean_of_runs_has_the_spread_of_the_runs_as_its_error():
         RDPoint.mean_of([mean])
     with refused("points of one beta, got 1, 2"):
         RDPoint.mean_of([RDPoint(1, 1, 1), RDPoint(2, 1, 1)])
+
+
+def seeded_curve(rates, distortions, seeds, betas=(0.5, 2.0), **more):
+    """rates, distortions (seeds, betas): a curve of means that keep their runs."""
+    points = []
+    for column, beta in enumerate(betas):
+        runs = [
+            RDPoint(beta, r, d, 2 * d, 0.1, 0.2, 0.3, loss_stderr=0.25, n_examples=397, seed=seed, **more)
+            for r, d, seed in zip(rates[:, column], distortions[:, column], seeds, strict=True)
+        ]
+        points.append(RDPoint.mean_of(runs) if len(runs) > 1 else runs[0])
+    return RDCurve(points)
+
+
+RATES, DISTORTIONS = np.array([[5.0, 1.0], [5.5, 1.5], [6.0, 0.5]]), np.array([[3.0, 8.0], [2.0, 8.5], [2.5, 7.0]])
+
+
+def test_a_mean_keeps_its_runs_and_its_frame_has_a_row_for_each_seed():
+    curve = seeded_curve(RATES, DISTORTIONS, [4, 0, 9])
+    assert [run.rate for run in curve[0.5].runs] == [5.0, 5.5, 6.0]
+    assert curve[0.5].n_examples == 397
+    assert curve[0.5].seed is None
+    rate = curve[0.5].estimate("rate")
+    assert (rate.value, rate.stderr, rate.n, rate.over) == (5.5, curve[0.5].rate_stderr, 3, "runs")
+    assert curve[0.5].estimate("loss").stderr == pytest.approx(curve[0.5].loss_stderr)
+    frame = curve.to_frame(dataset="digits", split="test")
+    assert list(frame) == ["dataset", "beta", "seed", "split", "quantity", "value", "stderr", "n"]
+    assert len(frame) == 2 * 3 * 4
+    assert frame["seed"].tolist()[::4] == [4, 0, 9] * 2
+    assert set(frame["n"]) == {397}  # of the examples, as the error beside it
+    assert set(frame["quantity"]) == {"rate", "distortion", "mse", "loss"}
+    means = results.over_seeds(frame, by=["beta", "quantity"])
+    for point in curve:
+        for name in ("rate", "distortion", "mse"):
+            assert means[point.beta, name].value == pytest.approx(getattr(point, name))
+            assert means[point.beta, name].stderr == pytest.approx(getattr(point, f"{name}_stderr"))
+        assert means[point.beta, "loss"].stderr == pytest.approx(point.loss_stderr)
+
+
+def test_what_is_not_known_is_no_column():
+    bare = RDCurve([RDPoint(1.0, 2.0, 3.0), RDPoint(2.0, 1.0, 5.0, n_runs=6, rate_stderr=0.1)]).to_frame()
+    assert list(bare) == ["beta", "quantity", "value", "stderr", "n"]
+    assert set(bare["quantity"]) == {"rate", "distortion", "loss"}
+    assert bare["n"].isna().tolist() == [True] * 3 + [False] * 3
+    assert set(bare["n"].dropna()) == {6}
+    with refused("beta is a column of the rows themselves"):
+        RDCurve([RDPoint(1.0, 2.0, 3.0)]).to_frame(beta=2.0)
+    assert RDCurve([RDPoint(1.0, 2.0, 3.0)]).to_frame(seed=3)["seed"].tolist() == [3] * 3
+    with refused("seed is a column of the rows themselves"):
+        RDCurve([RDPoint(1.0, 2.0, 3.0, seed=1)]).to_frame(seed=3)
+    assert RDPoint(1.0, 2.0, 3.0, seed=1) == RDPoint(1.0, 2.0, 3.0)  # a label
+    with refused("a quantity must be one of rate, distortion, loss; got 'mse'"):
+        RDPoint(1.0, 2.0, 3.0).estimate("mse")
+
+
+def test_runs_that_are_not_those_of_the_point_are_refused():
+    one, two = RDPoint(1.0, 2.0, 3.0), RDPoint(1.0, 4.0, 5.0)
+    assert RDPoint(1.0, 3.0, 4.0, n_runs=2, runs=[one, two]).runs == (one, two)
+    for arguments in ({"n_runs": 3}, {"n_runs": 1}, {"n_runs": 2, "beta": 2.0}, {"n_runs": 2, "runs": [one, 3]}):
+        with refused("points of one run each at beta ="):
+            RDPoint(**{"beta": 1.0, "rate": 3.0, "distortion": 4.0, "runs": [one, two]} | arguments)
+    with refused("the runs have the mean rate and distortion 3 and 4, not the point's"):
+        RDPoint(1.0, 3.1, 4.0, n_runs=2, runs=[one, two])
+    for arguments, message in (
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 0.5}, "seed must be"),
+        ({"n_examples": 0}, "n_examples must be"),
+    ):
+        with refused(message):
+            RDPoint(1.0, 2.0, 3.0, **arguments)
+
+
+def test_a_paired_regret_is_that_of_the_seeds_whatever_their_order():
+    rng = np.random.default_rng(0)
+    shift = rng.normal(size=(3, 2))
+    one = seeded_curve(RATES + shift, DISTORTIONS, [4, 0, 9])
+    two = seeded_curve(RATES[::-1], DISTORTIONS[::-1], [9, 0, 4])
+    regret, apart = one.regret(two, paired=True), one.regret(two)
+    each = shift * [0.5, 2.0]
+    np.testing.assert_allclose(regret.runs, each)
+    assert regret.seeds == (4, 0, 9)
+    np.testing.assert_allclose(regret.per_beta, each.mean(0))
+    np.testing.assert_allclose(regret.per_beta_stderr, each.std(0, ddof=1) / math.sqrt(3))
+    assert regret.mean_stderr == pytest.approx(each.mean(1).std(ddof=1) / math.sqrt(3))
+    mean = regret.estimate("mean")
+    assert (mean.value, mean.stderr, mean.n, mean.over) == (regret.mean, regret.mean_stderr, 3, "runs")
+    assert regret.estimate("per_beta[1]").value == regret.per_beta[1]
+    np.testing.assert_allclose(apart.per_beta, regret.per_beta)
+    assert not np.allclose(apart.per_beta_stderr, regret.per_beta_stderr)
+    assert apart.runs is None
+    assert (apart.estimate("mean").stderr, apart.estimate("mean").over) == (apart.mean_stderr, None)
+    frame = regret.to_frame(dataset="digits")
+    assert list(frame) == ["dataset", "beta", "seed", "quantity", "value", "stderr", "n"]
+    assert results.over_seeds(frame, mean_over="beta") == mean
+    assert apart.to_frame()["stderr"].tolist() == apart.per_beta_stderr.tolist()
+    # The frames of the curves give the same.
+    both = pd.concat([one.to_frame(model="one"), two.to_frame(model="two")])
+    losses = both[both["quantity"] == "loss"]
+    again = results.over_seeds(results.paired(losses, model="two"), by="model", mean_over="beta")["one"]
+    assert again.value == pytest.approx(mean.value)
+    assert again.stderr == pytest.approx(mean.stderr)
+    single = seeded_curve(RATES[:1], DISTORTIONS[:1], [4]).regret(seeded_curve(RATES[1:2], DISTORTIONS[:1], [4]), paired=True)
+    assert math.isnan(single.mean_stderr)
+    assert single.mean == pytest.approx(((RATES[0] - RATES[1]) * [0.5, 2.0]).mean())
+
+
+def test_pairs_need_the_same_seeds():
+    curve = seeded_curve(RATES, DISTORTIONS, [4, 0, 9])
+    for other, message in (
+        (seeded_curve(RATES, DISTORTIONS, [4, 0, 8]), "runs with the same seeds"),
+        (seeded_curve(RATES[:2], DISTORTIONS[:2], [4, 0]), "runs with the same seeds"),
+        (seeded_curve(RATES, DISTORTIONS, [4, 4, 9]), "each with a seed of its own; at beta = 0.5"),
+        (seeded_curve(RATES, DISTORTIONS, [None] * 3), "each with a seed of its own"),
+        (RDCurve([RDPoint(0.5, 1.0, 2.0, n_runs=3, seed=4)]), "each with a seed of its own"),
+    ):
+        for one, two in ((curve, other), (other, curve)):
+            with refused(message):
+                one.regret(two, paired=True)
+
+
+def test_beta_at_is_exact_where_the_rate_falls_with_log_beta():
+    """While every latent is on, R = ½ Σ log(λ/βσ²) is a straight line in log β."""
+    curve = RDCurve([gaussian_optimum(beta) for beta in (0.005, 0.02, 0.09)])
+    for beta in (0.005, 0.011, 0.02, 0.05, 0.09):
+        assert curve.beta_at(gaussian_optimum(beta).rate) == pytest.approx(beta, rel=1e-12)
+    close = RDCurve([gaussian_optimum(beta) for beta in np.geomspace(0.01, 9.9, 200)])
+    for beta in (0.3, 1.1, 4.0, 7.7):
+        assert close.beta_at(rate=gaussian_optimum(beta).rate) == pytest.approx(beta, rel=1e-2)
+
+
+def test_beta_at_never_rises_with_the_rate():
+    rng = np.random.default_rng(0)
+    betas = np.geomspace(0.01, 10, 12)
+    for _ in range(20):
+        rates = np.linspace(20, 0, 12) + rng.normal(size=12) * 3
+        curve = RDCurve([RDPoint(beta, rate, 1.0) for beta, rate in zip(betas, rates, strict=True)])
+        with pytest.raises(ValueError, match=r"within the curve's, (\S+) to (\S+) nats") as error:
+            curve.beta_at(1e3)
+        low, high = (float(text) for text in str(error.value).split("curve's, ")[1].split(" nats")[0].split(" to "))
+        assert rates.min() - 1e-4 <= low < high <= rates.max() + 1e-4
+        found = [curve.beta_at(rate) for rate in np.linspace(low + 1e-3, high - 1e-3, 200)]
+        assert (np.diff(found) <= 1e-12).all()
+        assert betas[0] * (1 - 1e-9) <= min(found) < max(found) <= betas[-1] * (1 + 1e-9)
+    flat = RDCurve([RDPoint(1.0, 4.0, 1.0), RDPoint(2.0, 0.0, 9.0), RDPoint(3.0, 0.0, 9.0)])
+    assert flat.beta_at(0) == pytest.approx(2.0)  # the smallest β of a collapsed model
+    assert RDCurve([RDPoint(3.0, 4.0, 1.0)]).beta_at(4.0) == pytest.approx(3.0)
+    for rate in (4.1, -0.1, math.nan, math.inf, "4", None, True, [1.0]):
+        with refused("rate must be within the curve's, 0 to 4 nats; got"):
+            flat.beta_at(rate)
 
 
 @pytest.mark.parametrize("correlation", [-1.0, -0.7, 0.0, 0.4, 1.0])
@@ -233,6 +384,29 @@ def test_storage_is_exact(awkward, kind, tmp_path):
     assert repr(again) == repr(awkward)
     assert hash(again) == hash(awkward)
     assert again != RDCurve([RDPoint(1e-2, 112.2, 47.5)])
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_storage_keeps_the_runs_and_their_seeds(kind, tmp_path):
+    curve = seeded_curve(RATES / 3, DISTORTIONS / 7, [4, 0, 9])
+    mixed = RDCurve([*curve, RDPoint(7.0, 0.1, 9.0), RDPoint(9.0, 0.0, 9.0, n_runs=3), RDPoint(11.0, 0.0, 9.0, seed=2)])
+    path = tmp_path / f"curve.{kind}"
+    getattr(mixed, f"to_{kind}")(path)
+    again = getattr(RDCurve, f"from_{kind}")(path)
+    assert again == mixed
+    assert repr(again) == repr(mixed)
+    assert hash(again) == hash(mixed)
+    pd.testing.assert_frame_equal(again.to_frame(), mixed.to_frame())
+    assert [run.seed for run in again[0.5].runs] == [4, 0, 9]
+    assert again != RDCurve([RDPoint(p.beta, p.rate, p.distortion) for p in mixed])
+    # A table of another program's making: rows in any order.
+    if kind == "csv":
+        head, *rows = path.read_text().splitlines()
+        path.write_text("\n".join([head, *rows[::-1]]))
+        assert {run.seed for run in RDCurve.from_csv(path)[0.5].runs} == {4, 0, 9}
+        path.write_text("\n".join([head, *rows[:3]]))  # a run is missing: nothing is guessed
+        with refused("one point for each beta"):
+            RDCurve.from_csv(path)
 
 
 def test_the_json_is_standard_json(awkward, tmp_path):

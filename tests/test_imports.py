@@ -13,6 +13,7 @@ import nbvae
 # Rooms from the ones that know least, and the modules of each in the same order.
 ROWS = [
     "checks",
+    "_files",
     "results",
     "_tensors",
     "_measuring",
@@ -37,6 +38,7 @@ ROWS = [
     "objectives.multi_beta",
     "objectives",
     "training._config",
+    "training._record",
     "training.store",
     "training.calibration",
     "training.stacking",
