@@ -263,8 +263,8 @@ class Quantities:
             value, error = getattr(self, name), getattr(self, f"{name}_stderr", None)
             if isinstance(value, Estimate):
                 found[name] = value
-            elif hasattr(value, "estimates"):
-                found[name] = value.estimates()["value"]
+            elif hasattr(value, "estimate"):
+                found[name] = value.estimate()
             elif getattr(value, "ndim", 0) == 1 and error is not None:
                 pairs = zip(value.tolist(), error.tolist(), strict=True)
                 found |= {f"{name}[{i}]": Estimate(each, its_error, n, over) for i, (each, its_error) in enumerate(pairs)}

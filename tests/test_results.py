@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nbvae import estimators
+from nbvae import data, estimators, metrics, models, objectives, training
 from nbvae.results import Estimate, over_seeds, paired, tidy
 
 
@@ -339,3 +339,111 @@ def test_pairs_are_complete_and_unique():
         (lambda: paired(pd.concat([frame, frame.iloc[-1:]]), objective="vae"), "two rows agree in beta, seed, quantity"),
     ):
         one_line(call, message)
+
+
+# ---------------------------------------------------------------- every result
+
+
+@pytest.fixture(scope="module")
+def measured():
+    torch.manual_seed(0)
+    model = models.VAE((6,), latent_dim=3, likelihood="gaussian", sigma=0.5, hidden=(8,))
+    x = torch.randn(40, 6)
+    means = [model.posterior(x).mean.detach(), model.posterior(x + 0.1).mean.detach()]
+    return {
+        "decomposition": estimators.decompose(model, x, n_samples=3, groups=[[0], [1, 2]]),
+        "cross": estimators.decompose(model, x, x + 1, n_samples=3),
+        "minibatch": estimators.minibatch_terms(model, x, 10, n_batches=12),
+        "moments": estimators.moments(model, x),
+        "active": estimators.active_units(model, x, threshold=1e-6),
+        "point": estimators.evaluate(model, x, n_samples=2),
+        "alignment": metrics.alignment(*means, threshold=1e-9),
+        "coverage": metrics.coverage(x, x + 0.1, k=3, n_bootstrap=20),
+    }
+
+
+def test_every_result_has_its_quantities_by_name_and_as_a_tidy_frame(measured):
+    k, n = 3, 40
+    vectors = [f"{name}[{i}]" for name in ("dimension_kl_per_latent", "information_per_latent") for i in range(k)]
+    terms = ["mutual_information", "marginal_kl", "total_correlation", "dimension_kl"]
+    moments = [f"{name}[{i}]" for name in ("mean", "second_moment") for i in range(k)]
+    expected = {
+        "cross": (
+            ["distortion", "rate", *(f"cross_{name}" for name in ("information", "marginal", "correlation", "dimension"))],
+            n,
+        ),
+        "minibatch": (terms, 12),
+        "moments": (moments, n),
+        "active": (["count", *(f"variance[{i}]" for i in range(k))], n),
+        "point": (["rate", "distortion", "mse", "loss"], n),
+        "alignment": (["by_channel", "matched", "cca", "cka", "active"], None),
+        "coverage": (["precision", "recall", "density", "coverage"], n),
+        "decomposition": (
+            ["log_n", "distortion", "rate", "mutual_information", "mutual_information_upper"]  # noqa: RUF005
+            + ["marginal_kl", "marginal_kl_lower", *terms[2:], *vectors, "between_groups", "within_groups"],
+            n,
+        ),
+    }
+    assert set(expected) == set(measured)
+    for kind, (names, count) in expected.items():
+        result = measured[kind]
+        frame = result.to_frame(dataset="none", seed=3, split="test")
+        constant = ["beta"] if kind == "point" else []
+        assert list(frame) == ["dataset", *constant, "seed", "split", "quantity", "value", "stderr", "n"]
+        assert frame["quantity"].tolist() == names, kind
+        assert frame["n"].isna().all() if count is None else (frame["n"] == count).all()
+        for name, value, error in zip(names, frame["value"], frame["stderr"], strict=True):
+            estimate = result.estimate(name)
+            assert estimate == Estimate(value, error, count, "batches" if kind == "minibatch" else "examples")
+        one_line(lambda result=result: result.estimate("nonsense"), f"a quantity must be one of {names[0]}, ")
+
+
+def test_quantities_are_the_fields_and_their_errors(measured):
+    found = measured["decomposition"]
+    assert found.estimate("rate") == Estimate(found.rate, found.rate_stderr, 40, "examples")
+    for i in range(3):
+        each = found.estimate(f"dimension_kl_per_latent[{i}]")
+        assert each.value == found.dimension_kl_per_latent[i].item()
+        assert each.stderr == found.dimension_kl_per_latent_stderr[i].item()
+    assert math.isnan(found.estimate("log_n").stderr)
+    assert measured["active"].estimate("count").value == measured["active"].count
+    assert measured["minibatch"].estimate("marginal_kl") is measured["minibatch"].marginal_kl
+    assert measured["point"].estimate("loss").stderr == measured["point"].loss_stderr
+    mean = estimators.Decomposition.mean_of([found, found])
+    assert mean.estimate("rate") == Estimate(found.rate, 0.0, 2, "runs")
+    assert "between_groups" not in measured["cross"].estimates()
+
+
+def test_an_interval_has_the_error_of_its_longer_side(measured):
+    precision = measured["coverage"].precision
+    assert precision.high == 1.0  # cut there
+    estimate = precision.estimate()
+    assert (estimate.value, estimate.n) == (precision.value, precision.n)
+    assert estimate.stderr == pytest.approx((precision.value - precision.low) / 1.96)
+    assert precision.to_frame("precision", dataset="none")["quantity"].tolist() == ["precision"]
+    assert math.isnan(metrics.Measured(0.3, math.nan, math.nan, 10).estimate().stderr)
+    assert metrics.Measured(0.3, 0.3, 0.3, 10).estimate().stderr == 0
+    # Of a mean with known error, the error: both sides are 1.96 of it.
+    assert metrics.Measured(2.0, 2.0 - 0.98, 2.98, 10).estimate().stderr == pytest.approx(0.5)
+
+
+def test_a_curve_of_trained_runs_keeps_their_seeds():
+    ds = data.load("digits")
+    runs = [
+        training.fit(
+            models.VAE(ds.shape, 2, hidden=(8,)), ds, objectives.BetaVAE(beta), training.TrainConfig(1, 400, seed=seed)
+        )
+        for seed in (5, 2)
+        for beta in (0.5, 2.0)
+    ]
+    curve = estimators.rd_curve(runs, ds.test, n_samples=1)
+    for point in curve:
+        assert [run.seed for run in point.runs] == [5, 2]
+        for run in point.runs:
+            [model] = [each.model for each in runs if each.config.seed == run.seed and each.objective.beta == point.beta]
+            assert run == estimators.evaluate(model, ds.test, point.beta, n_samples=1)
+    assert set(curve.to_frame()["n"]) == {len(ds.test)}
+    assert estimators.rd_curve(runs[0], ds.test, 1).to_frame()["seed"].unique().tolist() == [5]
+    assert curve.regret(curve, paired=True).estimate("mean") == Estimate(0.0, 0.0, 2, "runs")
+    bare = [models.MultiBetaVAE(ds.shape, 2, hidden=(8,)) for _ in range(2)]
+    assert "seed" not in estimators.rd_curve(bare, ds.test, 1, betas=[0.5]).to_frame()

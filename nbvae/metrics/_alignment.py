@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from nbvae import checks
+from nbvae import checks, results
 from nbvae._tensors import double
 
 
@@ -32,6 +32,8 @@ class Alignment(NamedTuple):
     active: int
     channels: Float[Tensor, " k"]
     partner: Int64[Tensor, " k"]
+
+    estimates, estimate, to_frame = results.Quantities.estimates, results.Quantities.estimate, results.Quantities.to_frame
 
 
 def alignment(means_a: Float[Tensor, "n k"], means_b: Float[Tensor, "n k"], threshold: float = 0.01) -> Alignment:

@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nbvae import checks
+from nbvae import checks, results
 from nbvae._tensors import double
 from nbvae.metrics._alignment import _tensor
 
@@ -34,6 +35,15 @@ class Measured(NamedTuple):
         interval = "" if math.isnan(self.low) else f" [{self.low:.4g}, {self.high:.4g}]"
         return f"{self.value:.4g}{interval}, n = {self.n}"
 
+    def estimate(self) -> results.Estimate:
+        """The value with the standard error that a normal distribution with the interval's longer side has; over examples."""
+        side = max(self.high - self.value, self.value - self.low, 0.0)
+        return results.Estimate(self.value, side / 1.96, self.n, "examples")
+
+    def to_frame(self, quantity: str = "value", **columns: Any) -> pd.DataFrame:
+        """A tidy frame of one row, its quantity named `quantity`, with further constant `columns`."""
+        return self.estimate().to_frame(quantity, **columns)
+
 
 class Coverage(NamedTuple):
     """Shares of samples within nearest-neighbour balls, each with its interval; density may exceed 1."""
@@ -42,6 +52,8 @@ class Coverage(NamedTuple):
     recall: Measured
     density: Measured
     coverage: Measured
+
+    estimates, estimate, to_frame = results.Quantities.estimates, results.Quantities.estimate, results.Quantities.to_frame
 
 
 def frechet_gaussians(
