@@ -1,7 +1,5 @@
-import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -257,45 +255,6 @@ def test_weights_that_are_spoilt_by_the_last_step_are_found(digits):
     with pytest.raises(training.Diverged, match="weights are not finite after step 9 "):
         training.fit(model, digits, Infinite(), replace(CONFIG, epochs=1))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-
-def test_save_and_load(digits, tmp_path):
-    run = training.fit(make(likelihood="gaussian", sigma=0.3), digits, objectives.BetaVAE(0.7), CONFIG)
-    loaded = training.load(run.save(tmp_path / "deep" / "run"))
-    assert (loaded.objective, loaded.config, loaded.history) == (run.objective, run.config, run.history)
-    assert loaded.model.config == run.model.config
-    x = digits.test.double()
-    assert torch.equal(loaded.model.posterior(x).mean, run.model.posterior(x).mean)
-    z = run.model.prior().sample((3,))
-    assert torch.equal(loaded.model.likelihood(z).base_dist.scale, run.model.likelihood(z).base_dist.scale)
-
-
-def test_numpy_numbers_are_numbers(digits, tmp_path):
-    config = training.TrainConfig(epochs=np.int64(1), batch_size=np.int32(600), lr=np.float32(1e-3), seed=np.int64(2))
-    run = training.fit(make(likelihood="gaussian", sigma=np.float32(0.5)), digits, objectives.BetaVAE(np.float64(2)), config)
-    loaded = training.load(run.save(tmp_path))
-    assert (loaded.config, loaded.objective, loaded.model.config) == (config, run.objective, run.model.config)
-
-
-def test_a_damaged_run_is_refused_in_one_line(digits, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
-        training.load(tmp_path)
-    run = training.fit(make(), digits, objectives.VAE(), CONFIG)
-    folder = run.save(tmp_path / "run")
-    record = json.loads((folder / "run.json").read_text())
-    for damage in (
-        "{",
-        json.dumps(record | {"objective": {"name": "gan"}}),
-        json.dumps(record | {"config": {"epoch": 3}}),
-    ):
-        (folder / "run.json").write_text(damage)
-        with pytest.raises(ValueError, match="damaged run") as error:
-            training.load(folder)
-        assert "\n" not in str(error.value)
-    (folder / "run.json").write_text(json.dumps(record))
-    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
-    with pytest.raises(ValueError, match="damaged run"):
-        training.load(folder)
 
 
 @pytest.mark.parametrize(
