@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nbvae import data, estimators, metrics, models, objectives, training
+from nbvae import _tensors, data, estimators, metrics, models, objectives, training
 from nbvae.results import Estimate, over_seeds, paired, tidy
 
 
@@ -447,3 +447,78 @@ def test_a_curve_of_trained_runs_keeps_their_seeds():
     assert curve.regret(curve, paired=True).estimate("mean") == Estimate(0.0, 0.0, 2, "runs")
     bare = [models.MultiBetaVAE(ds.shape, 2, hidden=(8,)) for _ in range(2)]
     assert "seed" not in estimators.rd_curve(bare, ds.test, 1, betas=[0.5]).to_frame()
+
+
+# ---------------------------------------------------------------- the β of a rate
+
+
+@pytest.mark.parametrize("network", ["mlp", "linear"])
+def test_a_model_of_many_beta_at_a_rate_has_that_rate(network, monkeypatch):
+    torch.manual_seed(0)
+    model = models.MultiBetaVAE((6,), 3, network, "gaussian", sigma=0.5, beta_range=(0.01, 10.0)).double()
+    x = 2 * torch.randn(200, 6, dtype=torch.float64)
+    ends = [estimators.evaluate(model.at(beta), x, n_samples=1).rate for beta in (0.01, 10.0)]
+    before = [parameter.clone() for parameter in model.parameters()]
+    for share in (0.9, 0.5, 0.1):
+        wanted = ends[1] + share * (ends[0] - ends[1])
+        view = model.at(rate=wanted, x=x)
+        assert estimators.evaluate(view, x, n_samples=1).rate == pytest.approx(wanted, abs=1e-6)
+        assert 0.01 < view.beta < 10.0
+        monkeypatch.setattr(_tensors, "AT_ONCE", 6 * 7)  # parts of seven examples
+        assert model.at(rate=wanted, x=x).beta == pytest.approx(view.beta, rel=1e-6)
+        monkeypatch.undo()
+    # A curve of the model's own points says the same, between them.
+    betas = np.geomspace(0.01, 10.0, 60)
+    curve = estimators.rd_curve(model, x, 1, betas=betas)
+    assert curve.beta_at(wanted) == pytest.approx(view.beta, rel=2e-2)
+    assert [model.at(rate=end, x=x).beta for end in ends] == pytest.approx([0.01, 10.0], rel=1e-6)
+    assert model.at(1.0).beta == model.at(beta=1.0).beta == 1.0
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+        assert parameter.grad is None
+
+
+def test_the_rate_is_measured_in_evaluation_mode_which_is_put_back():
+    torch.manual_seed(0)
+    model = models.MultiBetaVAE((6,), 2, "mlp", "gaussian", sigma=0.5).double()
+    model.noise = torch.nn.Dropout(0.5)
+    encode = model.encode
+    model.encode = lambda x, condition: encode(model.noise(x), condition)
+    x = torch.randn(100, 6, dtype=torch.float64)
+    model.train()
+    model.observation.eval()
+    view = model.at(rate=(rate := estimators.evaluate(model.at(0.7), x, n_samples=1).rate), x=x)
+    assert view.beta == pytest.approx(0.7, rel=1e-6)
+    assert model.training
+    assert model.noise.training
+    assert not model.observation.training
+    one_line(lambda: model.at(rate=1e9, x=x), "rate must be within what the model has on x")
+    assert model.noise.training  # also after an error
+    assert rate > 0
+
+
+def test_a_rate_out_of_reach_and_arguments_that_do_not_fit_are_refused():
+    torch.manual_seed(0)
+    model, x = models.MultiBetaVAE((6,), 2, likelihood="gaussian", sigma=0.5, beta_range=(0.1, 5.0)), torch.randn(30, 6)
+    low, high = (estimators.evaluate(model.at(beta), x, n_samples=1).rate for beta in (5.0, 0.1))
+    reach = f"{high:.6g} nats at beta = 0.1 to {low:.6g} at 5; got"
+    for rate in (low * 0.99, high * 1.01):
+        one_line(lambda rate=rate: model.at(rate=rate, x=x), f"what the model has on x, {reach}")
+    both = "at() takes one beta, or a rate (nats) with the examples x to have it on"
+    for call, message in (
+        (lambda: model.at(), both),
+        (lambda: model.at(1.0, rate=3.0, x=x), both),
+        (lambda: model.at(rate=3.0), both),
+        (lambda: model.at(x=x), both),
+        (lambda: model.at(1.0, x=x), both),
+        (lambda: model.at(rate=-1.0, x=x), "rate must be a finite number >= 0"),
+        (lambda: model.at(rate=math.nan, x=x), "rate must be a finite number >= 0"),
+        (lambda: model.at(rate="3", x=x), "rate must be a finite number >= 0"),
+        (lambda: model.at(rate=3.0, x=x[:0]), "x must have at least 1 example"),
+        (lambda: model.at(rate=3.0, x=x.numpy()), "x must be a torch tensor of examples"),
+        (lambda: model.at(rate=3.0, x=x[:, :3]), "shape"),
+        (lambda: model.at(True), "at() takes one beta"),
+        (lambda: model.at([0.5, 1.0]), "at() takes one beta"),
+        (lambda: model.at(0.05), "0.1 to 5; got 0.05"),
+    ):
+        one_line(call, message)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
+from scipy.optimize import brentq
 from torch import Tensor, distributions, nn
 from torch.nn import functional
 
-from nbvae import checks
+from nbvae import _measuring, _tensors, checks
 from nbvae.models import networks
 from nbvae.models.vae import VAE, normal
 
@@ -115,16 +116,55 @@ class MultiBetaVAE(VAE):
         """p(x|z, β) for z (*batch, latent_dim) at a number β in `beta_range`, or at one for each example (batch,)."""
         return self.decode(z, self.condition(self.log_beta(beta, z.shape[:-1])))
 
-    def at(self, beta: float) -> "AtBeta":
+    def at(self, beta: float | None = None, *, rate: float | None = None, x: Float[Tensor, "..."] | None = None) -> "AtBeta":
         """A plain VAE of one β, for every estimator and sampler.
 
+        - `beta`: the β, within `beta_range`; or in its place
+        - `rate`: the rate in nats that the VAE is to have, as the mean of KL(q(z|x) ‖ p(z)) over the examples `x`, and
+        - `x`: these examples, (N, *shape): those that the choice may be made on.
+
         Networks are shared, a fixed or global σ is a copy of what it is now, which `calibration.calibrate` may change: make
-        views after training and after moving the model.
+        views after training and after moving the model. The β of a rate is found by bracketing, to the precision of the rate;
+        where the rate does not fall with β throughout, several may have it.
+
+        Raises `ValueError` for a β outside the range, a rate outside what x has at its two ends, and for neither or both.
+
+        >>> model, x = MultiBetaVAE((4,), latent_dim=2, likelihood="gaussian"), torch.randn(50, 4)
+        >>> view = model.at(1.0)
+        >>> rate = distributions.kl_divergence(view.posterior(x), view.prior()).mean().item()
+        >>> round(model.at(rate=rate, x=x).beta, 3)
+        1.0
         """
-        if isinstance(beta, bool | str) or np.ndim(getattr(beta, "detach", lambda: beta)()):
-            raise ValueError(f"at() takes one beta, a number; got {beta!r}")
-        self.log_beta(beta)
-        return AtBeta(self, float(beta))
+        if (beta is None) == (rate is None) or (rate is None) != (x is None):
+            raise ValueError(
+                "at() takes one beta, or a rate (nats) with the examples x to have it on: at(1.0), at(rate=20.0, x=x)"
+            )
+        one: Any = beta if rate is None else self._beta_at(rate, x)
+        if isinstance(one, bool | str) or np.ndim(getattr(one, "detach", lambda: one)()):
+            raise ValueError(f"at() takes one beta, a number; got {checks.short(one)}")
+        self.log_beta(one)
+        return AtBeta(self, float(one))
+
+    def _beta_at(self, rate: Any, x: Any) -> float:
+        """The β at which the mean rate on x is `rate`."""
+        rate, (low, high) = checks.not_negative("rate", rate), self.beta_range
+        _measuring.check_input(AtBeta(self, low), x)
+
+        def rate_at(log_beta: float) -> float:
+            view = AtBeta(self, min(max(math.exp(log_beta), low), high))
+            prior = self.prior()
+            each = [_measuring.rate_of(view.posterior(part), prior, len(part)) for part in _tensors.parts(x.to(prior.mean))]
+            return torch.cat(each).cpu().double().mean().item()
+
+        with _measuring.measuring(self):
+            ends = [rate_at(math.log(end)) for end in (low, high)]
+            rounding = 1e-6 * max(ends)  # a rate that was measured at an end is within reach
+            if not min(ends) - rounding <= rate <= max(ends) + rounding:
+                reach = f"{ends[0]:.6g} nats at beta = {low:g} to {ends[1]:.6g} at {high:g}"
+                raise ValueError(f"rate must be within what the model has on x, {reach}; got {rate:g}")
+            rate = min(max(rate, min(ends)), max(ends))
+            log_beta: Any = brentq(lambda each: rate_at(each) - rate, math.log(low), math.log(high), xtol=1e-9)
+        return min(max(math.exp(log_beta), low), high)
 
     def log_beta(self, beta: Any, batch: Sequence[int] = ()) -> Float[Tensor, "*some 1"]:
         """log β, (1,) of a number, (batch, 1) of a tensor (batch,).
