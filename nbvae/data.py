@@ -191,7 +191,7 @@ def load(name: str | os.PathLike, binarize: str | None = "default", **options) -
             raise ValueError(f"binarize must be None for {name}, which has no grey levels in [0, 1]; got {binarize!r}")
         values, labels = read(**options)
     else:
-        raise ValueError(f"dataset must be one of {', '.join(_SETS)}, or a path to an .npz; got {_short(name)}")
+        raise ValueError(f"dataset must be one of {', '.join(_SETS)}, or a path to an .npz; got {checks.short(name)}")
     targets = [None if part is None else torch.from_numpy(np.array(part, np.int64)) for part in labels]
     # Checked as grey values first: binarised, a nan would be a pixel like any other.
     grey = Dataset(name, *(torch.from_numpy(_float32(part)) for part in values), *targets, binarize=None)
@@ -278,7 +278,7 @@ def _rotation(spectrum: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     except (TypeError, ValueError):
         eigenvalues = np.array([np.nan])
     if eigenvalues.ndim != 1 or not np.isfinite(eigenvalues).all() or (eigenvalues < 0).any() or not eigenvalues.any():
-        raise ValueError(f"spectrum must be a list of finite numbers >= 0, not all zero; got {_short(spectrum)}")
+        raise ValueError(f"spectrum must be a list of finite numbers >= 0, not all zero; got {checks.short(spectrum)}")
     n = len(eigenvalues)
     rotation, upper = np.linalg.qr(np.random.default_rng([4, n]).standard_normal((n, n)))
     # QR is unique up to signs, which differ between LAPACKs: make the diagonal of R positive, then the determinant.
@@ -507,7 +507,7 @@ def _kind(x: object) -> str:
 
 def _sizes(sizes: object) -> list[int]:
     if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) != 3:
-        raise ValueError(f"sizes must be three whole numbers, for train, validation and test; got {_short(sizes)}")
+        raise ValueError(f"sizes must be three whole numbers, for train, validation and test; got {checks.short(sizes)}")
     return [checks.whole(f"sizes[{index}]", size) for index, size in enumerate(sizes)]
 
 
@@ -515,11 +515,6 @@ def _no_other_options(name: str, options: dict[str, object], known: Sequence[str
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; it has {', '.join(('binarize', *known))}")
-
-
-def _short(value: object) -> str:
-    """`repr` on one line: that of an array is not."""
-    return " ".join(repr(value).split())
 
 
 _SETS = {
