@@ -1,13 +1,21 @@
-"""What chapters need of a notebook: parameters checked, errors in one line, SVG figures, numbers for the text, a slider."""
+"""What chapters need: parameters checked, errors in one line, SVG figures, numbers for the text, tables, a slider."""
 
 import ast
 import base64
 import html
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+
+from nbvae import checks
+from nbvae.results import Estimate
 
 
 def begin(cells: Sequence[str]) -> None:
@@ -40,11 +48,35 @@ def begin(cells: Sequence[str]) -> None:
     check_parameters(cells)
 
 
-def glue(name: str, value: object) -> None:
-    """Keep `value` under `name` for the text, where {glue:text}`name` stands for it; nothing is shown.
+def glue(name: str, value: object, spec: str = "") -> None:
+    """Keep a value for the text, where {glue:text}`name` stands for it; nothing is shown.
 
-    What myst_nb.glue(name, value, display=False) writes into the notebook, without the seconds that importing nbformat takes.
+    - `name`: its name in the text, without a colon.
+    - `value`: a number, which the text may format, {glue:text}`name:.2f`; an `Estimate`, which stands there as "-0.32 ± 0.02",
+      and whose numbers alone are `name.value` and `name.stderr`; a string; whatever a notebook shows, {glue:}`name`; or a
+      mapping, whose entries are kept as `name.key` each.
+    - `spec`: the format of an estimate, which the text cannot give: "+" has the sign, ".1f" one decimal in both parts.
+
+    Raises `ValueError` for another name.
+
+    >>> glue("regret", Estimate(-0.3234, 0.0213), "+")  # {glue:text}`regret` is "-0.32 ± 0.02"
     """
+    if not isinstance(name, str) or not name or ":" in name:
+        raise ValueError(f"name must be a string without a colon, which begins a format in the text; got {checks.short(name)}")
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            glue(f"{name}.{key}", each, spec)
+        return
+    if isinstance(value, Estimate):
+        glue(name, {"value": value.value, "stderr": value.stderr})
+        value = format(value, spec)
+    elif getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
+        value = value.item()  # type: ignore[attr-defined]
+    _record(name, format(value, spec) if spec and isinstance(value, Real) else value)
+
+
+def _record(name: str, value: object) -> None:
+    """What myst_nb.glue(name, value, display=False) writes into the notebook, without the seconds of importing nbformat."""
     from IPython.core.formatters import format_display_data
     from IPython.display import display
 
@@ -52,6 +84,117 @@ def glue(name: str, value: object) -> None:
     data, metadata = format_display_data(value)
     metadata["scrapbook"] = {"name": name, "mime_prefix": prefix}
     display({prefix + kind: each for kind, each in data.items()}, raw=True, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as HTML, and as Markdown where that is not shown."""
+
+    html: str
+    markdown: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown
+
+    def __repr__(self) -> str:
+        return self.markdown
+
+
+def table(data: pd.DataFrame | pd.Series, caption: str, spec: str | Mapping[Any, str] = "") -> Table:
+    """A frame as a table that can be read on a phone, in the dark, by ear and without a network.
+
+    - `data`: a frame of strings, numbers and `Estimate`s, or a series of them, as `results.over_seeds` returns it. The index
+      heads the rows; where it only counts them, the first column does. What is missing is a dash.
+    - `caption`: what the table shows, in words, with units.
+    - `spec`: how numbers and estimates are formatted, as in `format`; or a mapping from columns to that.
+
+    Raises `ValueError` for anything else than a frame with rows and columns, and without a caption.
+
+    >>> frame = pd.DataFrame({"film": [Estimate(-0.3234, 0.0213)], "gates": [Estimate(1.25, 0.4)]}, index=["regret"])
+    >>> table(frame, "Mean regret, nats.", "+")
+    Mean regret, nats.
+    <BLANKLINE>
+    |  | film | gates |
+    |---|---:|---:|
+    | regret | -0.32 ± 0.02 | +1.2 ± 0.4 |
+    """
+    if isinstance(data, pd.Series):
+        data = data.to_frame("mean ± standard error" if data.name is None else data.name)
+    if not isinstance(data, pd.DataFrame) or not data.size:
+        raise ValueError(f"a table is made of a frame with rows and columns, got {checks.short(data)}")
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError("a table needs a caption that says what it shows, in words, with units")
+    if isinstance(data.index, pd.RangeIndex) and data.index.name is None and data.shape[1] > 1:
+        data = data.set_index(data.columns[0])
+    specs = spec if isinstance(spec, Mapping) else dict.fromkeys(data.columns, spec)
+    heads = [_label(name, None) for name in data.index.names]
+    labels = [_label(name, data.columns.name) for name in data.columns]
+    rows = []
+    for key, cells in zip(data.index, data.itertuples(index=False, name=None), strict=True):
+        names = [_label(part, None) for part in (key if isinstance(data.index, pd.MultiIndex) else (key,))]
+        texts = [_cell(cell, specs.get(column, "")) for column, cell in zip(data.columns, cells, strict=True)]
+        rows.append((names, texts))
+    # Columns with words in them start at the left, numbers end at the right, their digits of one width.
+    words = [any(isinstance(cell, str) for cell in data.iloc[:, i]) for i in range(len(labels))]
+    sides = ["left" if each else "right" for each in words]
+    return Table(_html(caption, heads, labels, sides, rows), _markdown(caption, heads, labels, sides, rows))
+
+
+def _label(value: Any, axis: object) -> str:
+    """A row's or a column's name: β where a frame has beta, and "β = 0.1" for a number on an axis with a name."""
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return ", ".join(_label(each, None) for each in value)
+    if isinstance(value, Real):
+        text = f"{value:g}" if not isinstance(value, Integral) else str(value)
+        return f"{_label(axis, None)} = {text}" if axis is not None else text
+    return "β" if value == "beta" else str(value)
+
+
+def _cell(value: Any, spec: str) -> str:
+    if isinstance(value, Estimate):
+        return format(value, spec)
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return str(value)
+    return str(value) if isinstance(value, int) and spec in ("", "-") else format(Estimate(float(value)), spec)
+
+
+def _html(caption: str, heads: list[str], labels: list[str], sides: list[str], rows: list[tuple[list[str], list[str]]]) -> str:
+    text = html.escape
+    styles = {"left": "text-align:left", "right": "text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"}
+    top = "".join(f'<th scope="col" style="text-align:left">{text(name)}</th>' for name in heads)
+    top += "".join(
+        f'<th scope="col" style="text-align:{side}">{text(name)}</th>' for name, side in zip(labels, sides, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f'<th scope="row" style="text-align:left">{text(name)}</th>' for name in names)
+        + "".join(f'<td style="{styles[side]}">{text(cell)}</td>' for cell, side in zip(cells, sides, strict=True))
+        + "</tr>"
+        for names, cells in rows
+    )
+    # The box scrolls, by the keyboard too, and the table stays one for those who hear it.
+    return (
+        f'<div role="region" aria-label="{text(caption)}" tabindex="0" style="overflow-x:auto">'
+        f'<table class="table" style="display:table;width:auto"><caption style="caption-side:top">{text(caption)}</caption>'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _markdown(
+    caption: str, heads: list[str], labels: list[str], sides: list[str], rows: list[tuple[list[str], list[str]]]
+) -> str:
+    lines = [[*heads, *labels], *([*names, *cells] for names, cells in rows)]
+    text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    rule = "|---" * len(heads) + "".join("|---:" if side == "right" else "|---" for side in sides) + "|"
+    return "\n".join([caption, "", text[0], rule, *text[1:]])
 
 
 def recorded(name: str) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from nbvae import notebook
+from nbvae import notebook, results
 
 CHAPTERS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -99,6 +101,166 @@ def test_glue_writes_what_myst_nb_reads(shell):
             written.append([(output.data, output.metadata) for output in shown.outputs])
     assert written[:2] == written[2:]
     assert written[0][0][0] == {"application/papermill.record/text/plain": "0.25"}
+
+
+def rendered(shell, source: str, text: str) -> str:
+    """What myst-nb makes of `text` in a notebook with the outputs of `source`."""
+    import nbformat
+    from docutils.core import publish_string
+    from myst_nb.docutils_ import Parser
+
+    with capture_output() as shown:
+        assert shell.run_cell(source).success
+    outputs = [nbformat.v4.new_output("display_data", data=output.data, metadata=output.metadata) for output in shown.outputs]
+    cells = [nbformat.v4.new_code_cell(source, outputs=outputs), nbformat.v4.new_markdown_cell(text)]
+    book = nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}},
+    )
+    settings = {"nb_execution_mode": "off", "output_encoding": "unicode", "report_level": 1, "halt_level": 2}
+    page = publish_string(nbformat.writes(book), parser=Parser(), writer_name="pseudoxml", settings_overrides=settings)
+    return " ".join(page.split())
+
+
+def test_what_is_glued_stands_in_the_text_as_it_should(shell):
+    source = """
+import numpy as np, torch
+from nbvae import notebook, results
+from nbvae.results import Estimate
+regret = Estimate(-0.3234, 0.0213, 6, "runs")
+notebook.glue("regret", regret)
+notebook.glue("lost", -regret, "+")
+notebook.glue("fine", regret, ".3f")
+notebook.glue("single", Estimate(0.25))
+notebook.glue("number", np.float64(1.23456))
+notebook.glue("tensor", torch.tensor(7))
+notebook.glue("kind", "film")
+notebook.glue("digits", {"film": {"mean": regret, "most": np.float32(0.5)}, 4: 4})
+"""
+    written = {
+        "regret": "-0.32 ± 0.02",
+        "regret.value:+.3f": "-0.323",
+        "regret.stderr:.3f": "0.021",
+        "lost": "+0.32 ± 0.02",
+        "fine": "-0.323 ± 0.021",
+        "single": "0.25",
+        "number:+.2f": "+1.23",
+        "number:.2g": "1.2",
+        "tensor": "7",
+        "tensor:.1f": "7.0",
+        "kind": "film",
+        "digits.film.mean": "-0.32 ± 0.02",
+        "digits.film.mean.value:+.2f": "-0.32",
+        "digits.film.most:.2f": "0.50",
+        "digits.4": "4",
+    }
+    page = rendered(shell, source, "\n\n".join(f"Here {{glue:text}}`{key}` nats." for key in written))
+    assert re.findall(r'Here <inline classes="pasted-text"> (.+?) nats\.', page) == list(written.values())
+
+
+@pytest.mark.parametrize("name", ["a:b", "", 3, None])
+def test_a_name_that_the_text_cannot_write_is_refused(name):
+    with pytest.raises(ValueError, match="name must be a string without a colon") as error:
+        notebook.glue(name, 1.0)
+    assert "\n" not in str(error.value)
+
+
+class Structure(HTMLParser):
+    """The rows of a table as lists of (tag, scope, text), its caption, and what it has styles of."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.rows, self.caption, self.styles, self.open = [], "", [], []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        attributes = dict(attrs)
+        self.styles.append(attributes.get("style", ""))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append([tag, attributes.get("scope"), ""])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1] == "caption":
+            self.caption += data
+        else:
+            self.rows[-1][-1][2] += data
+
+
+def test_a_table_is_accessible_and_has_no_colours_of_its_own(shell):
+    means = results.over_seeds(
+        pd.concat(
+            results.tidy([[0.1, 0.3], [0.14, 0.5]], {"seed": [0, 1], "beta": [0.05, 1.0]}, "regret", kind=kind)
+            for kind in ("film <1>", "a|b & c")
+        ),
+        by=["kind", "beta"],
+    )
+    frame = means.unstack("beta", sort=False)
+    frame.insert(0, "mean", [1.23456, None])
+    frame["epochs"] = [24, 8]
+    made = notebook.table(frame, "Regret of <one> model, nats.", "+")
+    page = Structure(made.html)
+    assert page.caption == "Regret of <one> model, nats."
+    head, *rows = page.rows
+    assert head == [["th", "col", text] for text in ("kind", "mean", "β = 0.05", "β = 1", "epochs")]
+    assert rows[0] == [
+        ["th", "row", "film <1>"],
+        *(["td", None, text] for text in ("+1.235", "+0.12 ± 0.02", "+0.40 ± 0.10", "+24")),
+    ]
+    assert rows[1][0] == ["th", "row", "a|b & c"]
+    assert rows[1][1] == ["td", None, "–"]
+    assert not any("color" in style or "background" in style for style in page.styles)
+    assert "http" not in made.html
+    assert "<script" not in made.html
+    assert made.markdown.splitlines()[0] == "Regret of <one> model, nats."
+    assert made.markdown.splitlines()[3] == "|---|---:|---:|---:|---:|"
+    assert made.markdown.splitlines()[-1].startswith("| a\\|b & c | – | +0.12 ± 0.02 |")
+    assert len(made.markdown.splitlines()) == 6
+    data, _ = shell.display_formatter.format(made)
+    assert set(data) == {"text/html", "text/markdown", "text/plain"}
+    assert data["text/plain"] == data["text/markdown"] == made.markdown
+
+
+def test_a_table_takes_what_chapters_have():
+    plain = pd.DataFrame({"race": ["one", "two"], "epochs": [8, 24], "loss": [1.5, float("nan")]})
+    page = Structure(notebook.table(plain, "Races.", {"loss": ".2f"}).html)
+    assert page.rows[0] == [["th", "col", text] for text in ("race", "epochs", "loss")]
+    assert page.rows[1] == [["th", "row", "one"], ["td", None, "8"], ["td", None, "1.50"]]
+    assert page.rows[2][2] == ["td", None, "–"]
+    series = results.over_seeds(results.tidy([[1.0], [3.0]], {"seed": [0, 1], "beta": [0.1]}, "rate"), by="beta")
+    page = Structure(notebook.table(series, "Rates.").html)
+    assert page.rows == [
+        [["th", "col", "β"], ["th", "col", "mean ± standard error"]],
+        [["th", "row", "0.1"], ["td", None, "2.0 ± 1.0"]],
+    ]
+    two = series.to_frame("rate").set_index(pd.MultiIndex.from_tuples([("digits", 3)], names=["dataset", "seed"]))
+    page = Structure(notebook.table(two, "Two heads.").html)
+    assert page.rows[1][:2] == [["th", "row", "digits"], ["th", "row", "3"]]
+    twice = pd.DataFrame([[1, 2]], columns=["a", "a"], index=["x"])
+    assert [cell[2] for cell in Structure(notebook.table(twice, "Twice.").html).rows[1]] == ["x", "1", "2"]
+    deep = pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_tuples([("rate", 0.1), ("rate", 1.0)]), index=["x"])
+    assert [cell[2] for cell in Structure(notebook.table(deep, "Deep.").html).rows[0]] == ["", "rate, 0.1", "rate, 1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((pd.DataFrame(), "Nothing."), "a table is made of a frame with rows and columns"),
+        (([1, 2], "A list."), "a table is made of a frame with rows and columns, got [1, 2]"),
+        ((pd.DataFrame({"a": [1]}), ""), "a table needs a caption"),
+        ((pd.DataFrame({"a": [1]}), None), "a table needs a caption"),
+    ],
+)
+def test_tables_of_nothing_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        notebook.table(*arguments)
+    assert "\n" not in str(error.value)
 
 
 def test_a_slider_shows_one_frame_at_a_time_without_a_network():
