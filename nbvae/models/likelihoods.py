@@ -368,11 +368,13 @@ class OnLevels(distributions.Distribution):
 class _LogNdtr(torch.autograd.Function):
     """log Φ(x), with the gradient φ/Φ as √(2/π)/erfcx(−x/√2): torch's own cancels in float32 far in the tail."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return torch.special.log_ndtr(x)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], *args: Tensor) -> tuple[Tensor, int]:
+        return _LogNdtr.apply(*args), in_dims[0]  # for each number alone; torch would map it in a loop
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
