@@ -72,7 +72,7 @@ def glue(name: str, value: object, spec: str = "") -> None:
         value = format(value, spec)
     elif getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
         value = value.item()  # type: ignore[attr-defined]
-    _record(name, format(value, spec) if spec and isinstance(value, Real) else value)
+    _record(name, value)
 
 
 def _record(name: str, value: object) -> None:
@@ -103,15 +103,15 @@ class Table:
         return self.markdown
 
 
-def table(data: pd.DataFrame | pd.Series, caption: str, spec: str | Mapping[Any, str] = "") -> Table:
+def table(data: pd.DataFrame | pd.Series, caption: str = "", spec: str | Mapping[Any, str] = "") -> Table:
     """A frame as a table that can be read on a phone, in the dark, by ear and without a network.
 
     - `data`: a frame of strings, numbers and `Estimate`s, or a series of them, as `results.over_seeds` returns it. The index
       heads the rows; where it only counts them, the first column does. What is missing is a dash.
-    - `caption`: what the table shows, in words, with units.
+    - `caption`: what the table shows, in words, with units; it is also what a screen reader announces.
     - `spec`: how numbers and estimates are formatted, as in `format`; or a mapping from columns to that.
 
-    Raises `ValueError` for anything else than a frame with rows and columns, and without a caption.
+    Raises `ValueError` for anything else than a frame with rows and columns, and for a caption that is no string.
 
     >>> frame = pd.DataFrame({"film": [Estimate(-0.3234, 0.0213)], "gates": [Estimate(1.25, 0.4)]}, index=["regret"])
     >>> table(frame, "Mean regret, nats.", "+")
@@ -125,8 +125,8 @@ def table(data: pd.DataFrame | pd.Series, caption: str, spec: str | Mapping[Any,
         data = data.to_frame("mean ± standard error" if data.name is None else data.name)
     if not isinstance(data, pd.DataFrame) or not data.size:
         raise ValueError(f"a table is made of a frame with rows and columns, got {checks.short(data)}")
-    if not isinstance(caption, str) or not caption.strip():
-        raise ValueError("a table needs a caption that says what it shows, in words, with units")
+    if not isinstance(caption, str):
+        raise ValueError(f"caption must be a string that says what the table shows, got {checks.short(caption)}")
     if isinstance(data.index, pd.RangeIndex) and data.index.name is None and data.shape[1] > 1:
         data = data.set_index(data.columns[0])
     specs = spec if isinstance(spec, Mapping) else dict.fromkeys(data.columns, spec)
@@ -180,10 +180,11 @@ def _html(caption: str, heads: list[str], labels: list[str], sides: list[str], r
         + "</tr>"
         for names, cells in rows
     )
+    title = f'<caption style="caption-side:top">{text(caption)}</caption>' if caption else ""
     # The box scrolls, by the keyboard too, and the table stays one for those who hear it.
     return (
-        f'<div role="region" aria-label="{text(caption)}" tabindex="0" style="overflow-x:auto">'
-        f'<table class="table" style="display:table;width:auto"><caption style="caption-side:top">{text(caption)}</caption>'
+        f'<div role="region" aria-label="{text(caption) or "table"}" tabindex="0" style="overflow-x:auto">'
+        f'<table class="table" style="display:table;width:auto">{title}'
         f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -194,7 +195,7 @@ def _markdown(
     lines = [[*heads, *labels], *([*names, *cells] for names, cells in rows)]
     text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
     rule = "|---" * len(heads) + "".join("|---:" if side == "right" else "|---" for side in sides) + "|"
-    return "\n".join([caption, "", text[0], rule, *text[1:]])
+    return "\n".join([*([caption, ""] if caption else []), text[0], rule, *text[1:]])
 
 
 def recorded(name: str) -> dict[str, Any]:

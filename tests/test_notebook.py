@@ -135,7 +135,7 @@ notebook.glue("single", Estimate(0.25))
 notebook.glue("number", np.float64(1.23456))
 notebook.glue("tensor", torch.tensor(7))
 notebook.glue("kind", "film")
-notebook.glue("digits", {"film": {"mean": regret, "most": np.float32(0.5)}, 4: 4})
+notebook.glue("digits", {"film": {"mean": regret, "most": np.float32(0.5)}, 4: 4}, "+.1f")
 """
     written = {
         "regret": "-0.32 ± 0.02",
@@ -149,7 +149,7 @@ notebook.glue("digits", {"film": {"mean": regret, "most": np.float32(0.5)}, 4: 4
         "tensor": "7",
         "tensor:.1f": "7.0",
         "kind": "film",
-        "digits.film.mean": "-0.32 ± 0.02",
+        "digits.film.mean": "-0.3 ± 0.0",
         "digits.film.mean.value:+.2f": "-0.32",
         "digits.film.most:.2f": "0.50",
         "digits.4": "4",
@@ -240,7 +240,9 @@ def test_a_table_takes_what_chapters_have():
         [["th", "row", "0.1"], ["td", None, "2.0 ± 1.0"]],
     ]
     two = series.to_frame("rate").set_index(pd.MultiIndex.from_tuples([("digits", 3)], names=["dataset", "seed"]))
-    page = Structure(notebook.table(two, "Two heads.").html)
+    page = Structure(notebook.table(two).html)
+    assert "<caption" not in notebook.table(two).html
+    assert notebook.table(two).markdown.startswith("| dataset | seed | rate |")
     assert page.rows[1][:2] == [["th", "row", "digits"], ["th", "row", "3"]]
     twice = pd.DataFrame([[1, 2]], columns=["a", "a"], index=["x"])
     assert [cell[2] for cell in Structure(notebook.table(twice, "Twice.").html).rows[1]] == ["x", "1", "2"]
@@ -253,8 +255,8 @@ def test_a_table_takes_what_chapters_have():
     [
         ((pd.DataFrame(), "Nothing."), "a table is made of a frame with rows and columns"),
         (([1, 2], "A list."), "a table is made of a frame with rows and columns, got [1, 2]"),
-        ((pd.DataFrame({"a": [1]}), ""), "a table needs a caption"),
-        ((pd.DataFrame({"a": [1]}), None), "a table needs a caption"),
+        ((pd.DataFrame({"a": [1]}), None), "caption must be a string that says what the table shows, got None"),
+        ((pd.DataFrame({"a": [1]}), {"a": ".2f"}), "caption must be a string that says what the table shows"),
     ],
 )
 def test_tables_of_nothing_are_refused(arguments, message):
