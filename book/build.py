@@ -204,14 +204,41 @@ def output_problems(notebook: nbformat.NotebookNode) -> list[str]:
     """Errors and stray messages among the stored outputs: Jupyter Book would print them without complaint."""
     problems = []
     for cell in notebook.cells:
-        # Named by its first line: papermill adds cells to a notebook that fails, so that numbers would mislead.
-        name = f"cell `{cell.source.strip().partition(chr(10))[0][:60]}`"
         for output in cell.get("outputs", []):
             if output.output_type == "error":
-                problems.append(f"{name} ends in {output.ename}: {output.evalue}")
+                problems.append(f"{_name(cell)} ends in {output.ename}: {output.evalue}")
             elif output.output_type == "stream" and output.name == "stderr":
-                problems.append(f"{name} writes to stderr: {output.text.strip()[:300]}")
+                problems.append(f"{_name(cell)} writes to stderr: {output.text.strip()[:300]}")
     return problems
+
+
+def picture_problems(notebook: nbformat.NotebookNode) -> list[str]:
+    """Pictures that the page would show without a text for those who cannot see them."""
+    problems = []
+    for cell in sources.code_cells(notebook):
+        kinds = [kind for output in cell.outputs for kind in output.get("data", {})]
+        removed = {"remove-cell", "remove-output"} & set(cell.metadata.get("tags", []))
+        fault = pages.alt_fault(cell.metadata.get("mystnb", {}).get("image", {}).get("alt"))
+        if fault and not removed and any(kind.startswith("image/") for kind in kinds):
+            cure = 'say what it shows in the cell\'s metadata, {"mystnb": {"image": {"alt": "…"}}}'
+            problems.append(f"{_name(cell)} shows a picture, with {fault}: {cure}")
+    return problems
+
+
+def check_pictures(notebooks: list[Notebook]) -> None:
+    """`BuildError` for executed notebooks with a picture that has no text; here, and not when all pages are rendered."""
+    problems = [
+        f"{notebook.name}: {problem}"
+        for notebook in notebooks
+        for problem in picture_problems(nbformat.read(notebook.executed, as_version=4))
+    ]
+    if problems:
+        raise BuildError("\n".join(problems))
+
+
+def _name(cell: nbformat.NotebookNode) -> str:
+    """A cell by its first line: papermill adds cells to a notebook that fails, so that numbers would mislead."""
+    return f"cell `{cell.source.strip().partition(chr(10))[0][:60]}`"
 
 
 def last_error(partial: Path, log: str) -> str:
@@ -410,6 +437,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         notebooks = listed_notebooks(root)
         execute_stale(notebooks)
+        check_pictures(notebooks)
         write_manifest(notebooks)
         render(root, options.verbose)
     except BuildError as error:

@@ -522,6 +522,55 @@ def test_errors_and_stray_messages_in_outputs_are_found():
     ]
 
 
+SVG = {"image/svg+xml": "<svg xmlns='http://www.w3.org/2000/svg'/>"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "data", "found"),
+    [
+        ({}, SVG, True),
+        ({}, {"image/png": "", "text/plain": "<Figure>"}, True),
+        ({"mystnb": {"figure": {"caption": "Loss."}}}, SVG, True),
+        ({"mystnb": {"image": {"alt": " "}}}, SVG, True),
+        ({"mystnb": {"image": {"alt": "loss.png"}}}, SVG, True),
+        ({"tags": ["hide-cell"]}, SVG, True),
+        ({"mystnb": {"image": {"alt": "A falling line."}}}, SVG, False),
+        ({"tags": ["remove-cell"]}, SVG, False),
+        ({"tags": ["remove-output"]}, SVG, False),
+        ({}, {"text/plain": "image"}, False),
+    ],
+)
+def test_a_picture_needs_its_text_and_the_message_says_where(metadata, data, found):
+    output = nbformat.v4.new_output("display_data", data=data)
+    cells = [nbformat.v4.new_markdown_cell("# A"), nbformat.v4.new_code_cell("plot(loss)\nshow()", metadata=metadata)]
+    cells[1].outputs = [nbformat.v4.new_output("stream", text="1"), output]
+    problems = build.picture_problems(nbformat.v4.new_notebook(cells=cells))
+    assert len(problems) == found
+    assert all("cell `plot(loss)`" in problem and '{"mystnb": {"image": {"alt": "…"}}}' in problem for problem in problems)
+
+
+def test_a_picture_without_text_ends_the_build_before_the_pages_and_is_mended_without_a_run(project, capsys, monkeypatch):
+    monkeypatch.setattr(build, "render", lambda root, verbose: build.say("rendered"))
+    store(project, f"from IPython.display import display\ndisplay({SVG}, raw=True)")
+    assert build.main(["--root", str(project)]) == 1
+    shown = capsys.readouterr()
+    assert "rendered" not in shown.out
+    assert shown.err.startswith("error: tiny: ")
+    assert len(shown.err.splitlines()) == 1
+    change(b={"mystnb": {"image": {"alt": "Nothing."}}})(project)
+    assert build.main(["--root", str(project)]) == 0
+    assert capsys.readouterr().out == "tiny: up to date, its prose renewed\nrendered\n"
+
+
+def test_every_notebook_is_a_chapter_and_named_on_the_first_page():
+    notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    listed = {notebook.name for notebook in build.listed_notebooks(ROOT)}
+    assert notebooks == listed, "each notebook needs its line `- file: book/executed/NAME` in _toc.yml"
+    first = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    missing = [name for name in sorted(listed) if f"(executed/{name}.ipynb)" not in first]
+    assert missing == [], "book/index.md links to every chapter: [title](executed/NAME.ipynb)"
+
+
 def test_a_listed_notebook_must_exist(project):
     build.Notebook(project, "tiny").source.unlink()
     with pytest.raises(build.BuildError, match="book/executed/tiny"):
