@@ -61,9 +61,7 @@ class Dataset:
       are static, so that they measure every model on the same pixels. Unless None, values are in [0, 1].
 
     Raises `ValueError`, in one line, for tensors of another kind, and for splits that would go wrong later without a word:
-    empty ones, splits that differ in shape, values that are not finite, images with their channels last, and splits on two
-    scales (the mean |value| of one is more than 50 times that of another; a split of fewer than three examples is too
-    small to tell).
+    empty ones, splits that differ in shape, values that are not finite, and images with their channels last.
 
     >>> x = torch.rand(10, 4)
     >>> ds = Dataset("mine", train=x[:6], validation=x[6:8], test=x[8:])
@@ -169,8 +167,8 @@ def load(name: str | os.PathLike, binarize: str | None = "default", **options) -
     `test_labels`, and no others but numbers or texts without a dimension, which are taken for notes. Values are (N, n),
     (N, H, W), read as one channel, or (N, C, H, W). uint8 is divided by 255, and then all splits must be uint8; all else is
     taken as it is. A table may be on any scale, but images of whole numbers beyond 1, levels that nobody divided, are
-    refused. Without `validation`, a tenth of `train`, chosen by a fixed seed, is held out for it. The data set is named
-    after the file.
+    refused, and so are splits of which one has a mean |value| of more than 50 times that of another. Without `validation`,
+    a tenth of `train`, chosen by a fixed seed, is held out for it. The data set is named after the file.
 
     Raises `ValueError` for an argument that is not allowed and for a file whose content is not as expected here or in
     `Dataset`, `FileNotFoundError` for a file that is neither here nor to be had: one line each. A bad file is left in place.
@@ -308,6 +306,7 @@ def _npz(path: Path) -> _Arrays:
     white = _white(values, path)
     values = {split: _float32(part) / white for split, part in values.items()}
     _check_splits({split: torch.from_numpy(part) for split, part in values.items()}, f"{path}: ")
+    _check_one_scale(values, path)
     for split, part in values.items():
         if part.ndim == 4 and abs(part).max() > 1 and (part == np.rint(part)).all():
             raise ValueError(
@@ -471,12 +470,16 @@ def _check_splits(splits: Mapping[str, Tensor], where: str = "") -> None:
             )
         if not all(map(math.isfinite, _range(x))):
             raise ValueError(f"{where}{split} holds values that are not finite in {str(x.dtype).removeprefix('torch.')}")
+
+
+def _check_one_scale(values: Mapping[str, np.ndarray], path: Path) -> None:
+    """Raise `ValueError` if the splits of a file differ in scale, as where one of them was divided by 255."""
     # The mean, since the largest value is that of one outlier. Iid splits of three rows differ by as much in one of 10^5.
-    sizes = {split: float(torch.linalg.vector_norm(x, 1)) / x.numel() for split, x in splits.items() if len(x) >= 3}
+    sizes = {split: float(abs(part).mean(dtype=np.float64)) for split, part in values.items() if len(part) >= 3}
     sizes = {split: size for split, size in sizes.items() if size > 0}
     if sizes and max(sizes.values()) > 50 * min(sizes.values()):
         each = ", ".join(f"{split} {size:.3g}" for split, size in sizes.items())
-        raise ValueError(f"{where}all splits must be on one scale, but their mean |value| is: {each}")
+        raise ValueError(f"{path}: all splits must be on one scale, but their mean |value| is: {each}")
 
 
 def _check_unit(name: str, binarize: str, splits: Iterable[Tensor]) -> None:
