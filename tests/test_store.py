@@ -376,7 +376,7 @@ def test_where_no_run_is(tmp_path):
 def test_a_message_is_one_line_wherever_the_folder_is(tmp_path):
     folder = run_of().save(tmp_path / "two\nlines")
     edit(folder, lambda record: record.update(nbvae="9\n.\u20280"))
-    with pytest.raises(ValueError, match=r"was written by nbvae 9 \. 0") as error:
+    with pytest.raises(ValueError, match=r"holds a run written by nbvae 9 \. 0") as error:
         training.load(folder)
     assert len(str(error.value).splitlines()) == 1
 
@@ -409,7 +409,7 @@ def test_a_newer_run_is_said_to_be_one(tmp_path, change, words, signed):
     if not signed:
         refused(tmp_path, *words)
     edit(tmp_path, lambda record: record.update(nbvae="9.0"), signed)
-    refused(tmp_path, f"was written by nbvae 9.0, this is {nbvae.__version__}: ", "load it with nbvae 9.0", *words)
+    refused(tmp_path, f"holds a run written by nbvae 9.0, this is {nbvae.__version__}: ", "load it with nbvae 9.0", *words)
 
 
 def test_a_newer_run_of_which_all_is_known_is_loaded(tmp_path):
@@ -459,6 +459,26 @@ def test_a_run_of_the_time_before_hashes_is_loaded_with_a_word(tmp_path, caplog,
     refused(tmp_path, "damaged run", "(3, 3)", "(3, 2)")
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:100])
     refused(tmp_path, "damaged run", "model.safetensors")
+
+
+def test_a_damaged_run_of_that_time_is_loaded_or_refused_in_one_line(tmp_path):
+    """What has no hash may be loaded changed; it is never a traceback of the inside."""
+    runs = [run_of(), run_of(small(1), objectives.BetaVAE(0.3))]
+    whole = [{path.name: path.read_bytes() for path in early(tmp_path / str(run.objective), run).iterdir()} for run in runs]
+    pick, kinds = random.Random(1), [kind for kind in KINDS if kind != "unhashed"]
+    for turn in range(450):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        for name, content in damaged(pick, kinds[turn % len(kinds)], *whole).items():
+            (folder / name).write_bytes(content)
+        for given in ({}, {"make": small, "objective": objectives.BetaVAE(0.7)}):
+            try:
+                training.load(folder, **given)
+                said = str(folder)
+            except (ValueError, FileNotFoundError) as error:
+                said = str(error)
+            assert str(folder) in said
+            assert len(said.splitlines()) == 1
 
 
 # Writing.
@@ -517,6 +537,21 @@ def test_an_interrupted_save_leaves_the_old_run_or_the_new_one(tmp_path, monkeyp
             assert same(training.load(folder), runs[0])
             assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "run.json"]
     assert found == {(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)}
+
+
+def test_who_reads_while_a_run_is_saved_gets_one_that_is_whole(tmp_path, monkeypatch):
+    old, new = run_of(small(0)), run_of(small(1))
+    old.save(tmp_path)
+    read, waiting = Path.read_bytes, [new]
+
+    def reading(path):
+        content = read(path)
+        if path.name == "run.json" and waiting:
+            waiting.pop().save(tmp_path)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    assert same(training.load(tmp_path), new)
 
 
 def test_a_run_is_replaced_and_a_stray_file_is_not(tmp_path):

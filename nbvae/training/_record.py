@@ -48,7 +48,7 @@ def refusal(folder: Path, record: Any, reason: object, whole: bool = False) -> V
     """Why the run in `folder` cannot be read: another version wrote it, or, if its files are not known to be whole, damage."""
     written = record.get("nbvae") if isinstance(record, dict) else None
     if isinstance(written, str) and written != nbvae.__version__:
-        who = f"{folder} was written by nbvae {written}, this is {nbvae.__version__}"
+        who = f"{folder} holds a run written by nbvae {written}, this is {nbvae.__version__}"
         return error(f"{who}: {reason}; load it with nbvae {written}, or restore it from a copy if it is damaged")
     if whole:
         return error(f"{folder} holds a run that cannot be rebuilt from its files: {reason}")
@@ -97,6 +97,10 @@ def parse(content: bytes, folder: Path, make: Any = None, objective: Any = None)
         raise refusal(folder, record, f"not known here: {', '.join(unknown)}")
     if hashed and record["sha256"] != _digest(record):
         raise refusal(folder, record, "run.json was changed after it was saved (its SHA-256 is another)")
+    if not hashed and not (isinstance(record["model"].get("class"), str) and isinstance(record["objective"].get("name"), str)):
+        raise refusal(folder, record, "run.json lacks the name of its model's class or of its objective")
+    if not hashed and "module" in record["model"].keys() | record["objective"].keys():
+        raise refusal(folder, record, "run.json has lost its hashes")
     return record
 
 

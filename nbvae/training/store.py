@@ -119,8 +119,14 @@ def load(
     """
     folder = _path(folder)
     _check_given(make, objective)
-    record = _record.parse(_read(folder / "run.json"), folder, make, objective)
-    state, hidden = _read_weights(folder, record)
+    content = _read(folder / "run.json")
+    record = _record.parse(content, folder, make, objective)
+    try:
+        state, hidden = _read_weights(folder, record)
+    except (ValueError, FileNotFoundError):
+        if _read(folder / "run.json") == content:
+            raise
+        return load(folder, make, objective)  # another run was saved there between the two readings
     _record.check_needed(record, folder, make, objective)
     try:
         config, history = TrainConfig.recorded(**record["config"]), _record.numbers(record["history"])
