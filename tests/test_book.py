@@ -15,9 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 
-import build  # noqa: E402
 import pages  # noqa: E402
 import sources  # noqa: E402
+
+import build  # noqa: E402
 
 LISTED = build.listed_pages(ROOT)
 CHAPTERS = [page for page in LISTED if page.startswith("book/executed/") and not page.endswith("manifest")]
@@ -569,6 +570,18 @@ def test_every_notebook_is_a_chapter_and_named_on_the_first_page():
     first = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
     missing = [name for name in sorted(listed) if f"(executed/{name}.ipynb)" not in first]
     assert missing == [], "book/index.md links to every chapter: [title](executed/NAME.ipynb)"
+
+
+def test_the_contributors_map_names_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    places = [
+        place for place in re.findall(r"`([\w./-]+)`", text) if "/" in place and "NAME" not in place and ".venv" not in place
+    ]
+    assert len(places) > 30
+    made = {"book/executed", "_build"}
+    assert [place for place in places if not (ROOT / place).exists() and place not in made] == [], "files that have moved"
+    rooms = [path.parent.name for path in (ROOT / "nbvae").glob("*/__init__.py")]
+    assert [room for room in rooms if f"`nbvae/{room}/" not in text] == [], "rooms without a row under What goes where"
 
 
 def test_a_listed_notebook_must_exist(project):
