@@ -127,8 +127,8 @@ def test_training_at_equal_water_levels_walks_one_path(grey):
 
 @pytest.mark.parametrize("sigma", LEARNED)
 def test_no_sigma_is_fitted_to_held_out_data(grey, sigma):
-    """Other validation and test splits, a hundred times as wide, give the same bits; measuring on them changes none."""
-    other = replace(grey, validation=100 * grey.validation[:7], test=100 * grey.test)
+    """Other validation and test splits, ten times as wide, give the same bits; measuring on them changes none."""
+    other = replace(grey, validation=10 * grey.validation[:7], test=10 * grey.test, validation_labels=None)
     one, two = (training.fit(seeded(lambda: make(sigma)), ds, objectives.VAE(), QUICK).model for ds in (grey, other))
     for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -452,7 +452,7 @@ def test_a_sigma_that_would_not_be_finite_is_refused_and_the_old_one_kept(grey):
     torch.manual_seed(0)
     model = Unchecked((1, 8, 8), 4, likelihood="gaussian", sigma=0.5)
     for x in (grey.train.clone().fill_(math.nan), grey.train * 1e30):
-        with pytest.raises(ValueError, match="not finite") as error:
+        with pytest.raises(ValueError, match="finite") as error:
             calibration.calibrate(model, x)
         assert "\n" not in str(error.value)
         assert model.observation.scale.item() == 0.5
