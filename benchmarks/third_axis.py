@@ -56,7 +56,7 @@ class Study:
 
     def sweep(self, make: Callable[[], Any], kinds: Sequence[Any], seeds: Sequence[int], passes: int, rate: float) -> list[Any]:
         config = training.TrainConfig(passes, 100 if rate > 4e-3 else 64, rate, "one_cycle")
-        return training.sweep(make, self.dataset, range(1, len(kinds) + 1), lambda i: kinds[int(i) - 1], seeds, config)
+        return training.sweep(make, self.dataset, objectives=kinds, seeds=seeds, config=config)
 
     def weighed(self, weights: Sequence[Sequence[float]], seeds: Sequence[int], passes: int) -> list[Any]:
         """Models of D + a ② + w ④, one after the other for each (a, w)."""

@@ -646,7 +646,8 @@ LONGER = training.TrainConfig(epochs=16, batch_size=100, lr=3e-3, schedule="one_
 
 
 def train(digits, objective):
-    return training.sweep(lambda: models.VAE(digits.shape, 8, hidden=(64,)), digits, [1.0], lambda _: objective, SEEDS, LONGER)
+    make = functools.partial(models.VAE, digits.shape, 8, hidden=(64,))
+    return training.sweep(make, digits, objectives=[objective], seeds=SEEDS, config=LONGER)
 
 
 @pytest.fixture(scope="module")

@@ -313,3 +313,278 @@ def test_bad_data_for_the_model(digits):
     with pytest.raises(ValueError, match="vae, beta_vae"):
         training.sweep(make, digits, [1.0], objective="gan", config=CONFIG)
     training.fit(make(), data.load("digits", binarize="dynamic"), objectives.VAE(), replace(CONFIG, epochs=1))
+
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (lambda model, ds: (ds, model, objectives.VAE()), "first argument is the model"),
+        (lambda model, ds: (models.VAE, ds, objectives.VAE()), r"VAE\(...\) makes one"),
+        (lambda model, ds: (torch.nn.Linear(64, 2), ds, objectives.VAE()), "posterior"),
+        (lambda model, ds: (model, ds.train, objectives.VAE()), "data.Dataset"),
+        (lambda model, ds: (model, torch.utils.data.DataLoader(ds.train), objectives.VAE()), "data.Dataset"),
+        (lambda model, ds: (model, {"train": ds.train}, objectives.VAE()), "data.Dataset"),
+        (lambda model, ds: (model, "digits", objectives.VAE()), r"data\.load"),
+        (lambda model, ds: (model, ds, objectives.VAE), r"VAE\(\)"),
+        (lambda model, ds: (model, ds, "gan"), "vae, beta_vae"),
+        (lambda model, ds: (model, ds, 1.0), "function of"),
+        (lambda model, ds: (model, ds, None), "function of"),
+        (lambda model, ds: (model, ds, lambda model, x: 0), "called as objective"),
+        (lambda model, ds: (model, ds, objectives.VAE(), {"epochs": 1}), r"TrainConfig\(\*\*config\)"),
+        (lambda model, ds: (model, ds, objectives.VAE(), 3), "TrainConfig"),
+        (lambda model, ds: (model, ds, objectives.MultiBeta()), "MultiBetaVAE"),
+        (lambda model, ds: (model, ds, objectives.VAE(), CONFIG, 3), "on_epoch"),
+    ],
+)
+def test_first_mistakes_in_fit_are_answered_in_one_line_before_training(digits, arguments, cure):
+    model = make()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match=cure) as error:
+        training.fit(*arguments(model, digits))
+    one_line(error)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        ({"make": models.VAE((1, 8, 8), 2)}, "function that returns a new model"),
+        ({"make": 3}, "function that returns a new model"),
+        ({"make": lambda: None}, "torch module"),
+        ({"make": lambda: objectives.VAE()}, "torch module"),
+        ({"dataset": torch.zeros(3, 4)}, "data.Dataset"),
+        ({"config": {"epochs": 3}}, "TrainConfig"),
+        ({"betas": None}, "either betas"),
+        ({"objectives": [objectives.VAE()]}, "either betas"),
+        ({"betas": None, "objectives": [objectives.VAE()], "objective": "vae"}, "belongs to betas"),
+        ({"betas": None, "objectives": []}, "at least one"),
+        ({"betas": None, "objectives": objectives.VAE()}, "must be a list"),
+        ({"betas": None, "objectives": [objectives.VAE]}, r"VAE\(\)"),
+        ({"betas": None, "objectives": ["gan"]}, "vae, beta_vae"),
+        ({"objective": "multi_beta"}, r"objectives=\[...\]"),
+        ({"objective": objectives.VAE()}, "function from β"),
+        ({"seeds": 3}, "seeds must be a list"),
+        ({"seeds": [2**64]}, "seed must be"),
+        ({"sigmas": []}, "sigmas must be a list"),
+    ],
+)
+def test_first_mistakes_in_sweep_are_answered_in_one_line(digits, arguments, cure):
+    with pytest.raises(ValueError, match=cure) as error:
+        training.sweep(**{"make": make, "dataset": digits, "betas": [1.0, 2.0], "config": CONFIG} | arguments)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda terms: terms.distortion.mean(),
+        lambda terms: (terms.distortion.mean(), terms),
+        lambda terms: objectives.Loss(0.0, terms),
+        lambda terms: objectives.Loss(terms.distortion.mean(), terms.rate),
+        lambda terms: objectives.Loss(terms.distortion[:3], terms),
+        lambda terms: objectives.Loss(terms.distortion.mean(), objectives.Terms(terms.distortion.mean(), terms.rate.mean())),
+        lambda terms: objectives.Loss(terms.distortion.unsqueeze(0), terms),
+    ],
+)
+def test_an_objective_that_returns_something_else_is_told_what_is_wanted(digits, returned):
+    def mine(model, x, step=0, reference=None):
+        return returned(objectives.elbo_terms(model, x))
+
+    for train in (
+        lambda: training.fit(make(), digits, mine, CONFIG),
+        lambda: training.sweep(make, digits, objectives=[mine], seeds=(0, 1), config=CONFIG),
+    ):
+        with pytest.raises(ValueError, match="objective") as error:
+            train()
+        assert "mine" in one_line(error)
+
+
+def test_a_model_of_many_betas_says_how_it_is_trained(digits):
+    many = models.MultiBetaVAE(digits.shape, 2)
+    with pytest.raises(ValueError, match="MultiBeta") as error:
+        training.fit(many, digits, objectives.VAE(), CONFIG)
+    one_line(error)
+
+
+def test_seeds_up_to_the_largest_that_torch_takes(digits):
+    training.fit(make(), digits, objectives.VAE(), training.TrainConfig(epochs=1, seed=2**63 - 1))
+    for seed in (2**63, 2**64, -1):
+        with pytest.raises(ValueError, match="seed must be a whole number >= 0") as error:
+            training.TrainConfig(seed=seed)
+        one_line(error)
+
+
+def test_names_are_objectives_with_their_defaults(digits):
+    config = replace(CONFIG, epochs=1)
+    assert training.fit(make(), digits, "beta_tcvae", config).objective == objectives.BetaTCVAE()
+    runs = training.sweep(make, digits, objectives=["vae", objectives.BetaVAE(2.0)], config=config)
+    assert [run.objective for run in runs] == [objectives.VAE(), objectives.BetaVAE(2.0)]
+    for run in runs:
+        assert_same(run, separate(make, digits, run))
+
+
+def test_the_short_form_of_sweep_is_the_long_one(digits):
+    config = replace(CONFIG, epochs=1)
+    short = training.sweep(make, digits, [0.5, 2.0], seeds=(0, 1), config=config)
+    for a, b in zip(short, training.sweep(
+        make, digits, objectives=[objectives.BetaVAE(0.5), objectives.BetaVAE(2.0)], seeds=(0, 1), config=config
+    ), strict=True):  # fmt: skip
+        assert (a.objective, a.config) == (b.objective, b.config)
+        assert_same(a, b)
+
+
+def test_objectives_of_several_kinds_in_one_sweep(digits):
+    kinds = [
+        objectives.BetaVAE(0.5),
+        objectives.BetaTCVAE(beta=2.0),
+        objectives.BetaVAE(2.0),
+        objectives.Capacity(ramp_steps=3),
+        objectives.Capacity(ramp_steps=4),
+        objectives.FactorVAE(lr=1e-3, width=8),
+        objectives.FactorVAE(lr=1e-2, width=8),
+    ]
+    runs = training.sweep(make, digits, objectives=kinds, seeds=(0, 1), config=replace(CONFIG, epochs=1))
+    assert [(run.objective, run.config.seed) for run in runs] == [(kind, seed) for kind in kinds for seed in (0, 1)]
+    for run in runs:
+        assert_same(run, separate(make, digits, run))
+
+
+def test_models_of_several_architectures_in_one_sweep(digits):
+    def build(sigma):
+        return models.VAE((1, 8, 8), 2, "linear" if sigma > 1 else "mlp", "gaussian", sigma=sigma, hidden=(4,)).double()
+
+    runs = training.sweep(build, digits, [1.0, 2.0], sigmas=[0.5, 2.0], config=replace(CONFIG, epochs=1))
+    for run in runs:
+        assert_same(run, separate(lambda sigma=run.model.config["sigma"]: build(sigma), digits, run))
+
+
+def test_a_new_model_is_asked_for_each_time(digits):
+    one, encoder = make(), torch.nn.Linear(64, 8).double()
+
+    def half(frozen):
+        encoder.requires_grad_(not frozen)
+        return models.VAE((1, 8, 8), 4, encoder=torch.nn.Sequential(torch.nn.Flatten(), encoder), hidden=(4,)).double()
+
+    for shared in (lambda: one, lambda: half(frozen=False)):
+        with pytest.raises(ValueError, match=r"make\(\) must return a new model each time") as error:
+            training.sweep(shared, digits, [0.5, 2.0], config=CONFIG)
+        one_line(error)
+    # A part that is not trained may be one and the same.
+    runs = training.sweep(lambda: half(frozen=True), digits, [0.5, 2.0], config=CONFIG)
+    for run in runs:
+        assert_same(run, separate(lambda: half(frozen=True), digits, run))
+
+
+def test_training_is_in_training_mode_wherever_it_starts(digits):
+    modes = []
+
+    class Watched(torch.nn.Identity):
+        def forward(self, x):
+            modes.append(self.training)
+            return x
+
+    def watched():
+        model = make()
+        model.encoder = torch.nn.Sequential(Watched(), model.encoder)
+        return model.eval()
+
+    runs = [
+        training.fit(watched(), digits, objectives.VAE(), CONFIG),
+        *training.sweep(watched, digits, [0.5, 2.0], config=CONFIG),
+    ]
+    assert all(modes)
+    assert all(part.training for run in runs for part in run.model.modules())
+
+
+@pytest.mark.parametrize("scale", [1680.0, 4000.0, -9999.0])
+def test_data_on_a_wild_scale_are_told_so_once_and_at_once(scale):
+    x = torch.rand(40, 6) * scale
+    ds = data.Dataset("wild", x, x, x)
+    config = training.TrainConfig(epochs=10**6, batch_size=20)  # not at the end of it
+
+    def build():
+        return models.VAE((6,), 3, likelihood="gaussian", sigma="global")
+
+    torch.manual_seed(0)
+    with pytest.raises(training.Diverged, match=f"scale the data, which reach {x.abs().max():.4g}") as error:
+        training.fit(build(), ds, objectives.VAE(), config)
+    assert "smaller lr" not in one_line(error)
+    with pytest.raises(training.Diverged, match="reach") as error:
+        training.sweep(build, ds, [0.5, 1.0, 2.0], seeds=range(12), config=config)
+    assert one_line(error).count("reach") == 1
+    assert "and 35 others" in one_line(error)
+    assert len(error.value.runs) == 36
+
+
+def test_a_buffer_may_hold_infinities(digits):
+    model = make()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    assert len(training.fit(model, digits, objectives.VAE(), CONFIG).history["loss"]) == CONFIG.epochs
+
+
+def test_a_callback_sees_each_epoch(digits):
+    seen = []
+    run = training.fit(make(), digits, objectives.VAE(), CONFIG, on_epoch=lambda *each: seen.append(each))
+    assert [epoch for epoch, _ in seen] == list(range(CONFIG.epochs))
+    for epoch, history in seen:
+        assert history == {name: values[: epoch + 1] for name, values in run.history.items()}
+
+
+def test_validation_is_a_measurement_beside_the_training(digits):
+    """Distortion and rate are what the trained model has, and training does not notice."""
+    config = replace(CONFIG, epochs=4, validate_every=2)
+    plain = [separate(make, digits, replace_config(run, validate_every=None)) for run in training.sweep(
+        make, digits, [0.5, 2.0], seeds=(0, 1), config=replace(config, epochs=4))]  # fmt: skip
+    runs = training.sweep(make, digits, [0.5, 2.0], seeds=(0, 1), config=config)
+    for run, other in zip(runs, plain, strict=True):
+        for a, b in zip(run.model.parameters(), other.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+        assert run.history["validation_epoch"] == [1, 3]
+        with torch.no_grad():
+            rate = objectives.elbo_terms(run.model, digits.validation).rate.mean().item()
+        assert run.history["validation_rate"][-1] == pytest.approx(rate, rel=1e-9)
+        beta = run.objective.beta
+        for loss, distortion, rate in zip(
+            *(run.history[f"validation_{n}"] for n in ("loss", "distortion", "rate")), strict=True
+        ):
+            assert loss == pytest.approx(distortion + beta * rate, rel=1e-9)
+        assert_same(run, separate(make, digits, run))
+
+
+def replace_config(run, **changes):
+    return replace(run, config=replace(run.config, **changes))
+
+
+def test_patience_stops_each_model_for_itself_and_gives_back_the_best(digits):
+    few = data.Dataset("few", digits.train[:60].double(), digits.validation.double(), digits.test.double())
+    config = training.TrainConfig(epochs=400, batch_size=30, lr=2e-2, validate_every=5, patience=2)
+    runs = training.sweep(make, few, [0.1, 2.0], seeds=(0, 1), config=config)
+    lengths = [len(run.history["loss"]) for run in runs]
+    assert max(lengths) < 400
+    assert len(set(lengths)) > 1
+    for run in runs:
+        losses = run.history["validation_loss"]
+        best = min(range(len(losses)), key=losses.__getitem__)
+        assert best == len(losses) - 3  # two more without a smaller one
+        assert len(run.history["loss"]) == run.history["validation_epoch"][-1] + 1
+        until = int(run.history["validation_epoch"][best]) + 1
+        shorter = separate(make, few, replace_config(run, epochs=until, patience=None))
+        assert_same_weights(run, shorter)
+        assert_same(run, separate(make, few, run))
+
+
+def assert_same_weights(run, other):
+    for (name, a), b in zip(run.model.named_parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-8, rtol=0, msg=name)
+
+
+def test_patience_counts_validations():
+    with pytest.raises(ValueError, match="validate_every") as error:
+        training.TrainConfig(patience=3)
+    one_line(error)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nbvae import checks, data, objectives
+from nbvae._measuring import check_model
 from nbvae._randomness import Streams, seeded
 from nbvae.training import _loop, calibration, stacking
 from nbvae.training._config import TrainConfig, device
@@ -127,7 +128,10 @@ def accept(model: Any, dataset: Any, objective: Any, config: Any) -> None:
         hint = f": {model.__name__}(...) makes one" if isinstance(model, type) else ""
         raise ValueError(f"only a torch module can be trained, got {checks.short(model)}{hint}")
     accept_data(dataset)
-    objectives.check_input(model, dataset.train)
+    if not callable(getattr(model, "at", None)):
+        check_model(model)
+    elif stacking.is_own(objective) and not isinstance(objective, objectives.MultiBeta):
+        raise ValueError(f"a model of many β is trained with objectives.MultiBeta(), got {objective}")
     accept_config(config)
     refuse = getattr(objective, "check", None)
     if callable(refuse):

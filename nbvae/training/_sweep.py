@@ -1,5 +1,6 @@
 """`sweep`: train many models at once."""
 
+import inspect
 import itertools
 import logging
 import threading
@@ -135,7 +136,7 @@ def _objectives(betas: Any, objective: Any, objectives: Any) -> list[Any]:
         return [made(each) for each in checks.listed("objectives", objectives)]
     betas = [checks.positive("beta", beta) for beta in checks.listed("betas", betas)]
     if not isinstance(objective, str):
-        if not callable(objective):
+        if not _takes_one(objective):
             raise ValueError(f"objective must be a name or a function from β to an objective, got {checks.short(objective)}")
         return [made(objective(beta)) for beta in betas]
     checks.choice("objective", objective, NAMED)
@@ -143,6 +144,16 @@ def _objectives(betas: Any, objective: Any, objectives: Any) -> list[Any]:
     if "beta" not in {field.name for field in fields(kind)}:
         raise ValueError(f"objective={objective!r} has no beta to sweep over: give objectives=[...] in place of betas")
     return [kind(beta=beta) for beta in betas]
+
+
+def _takes_one(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind(1.0)
+    except TypeError:
+        return False
+    except ValueError:  # a callable without a signature
+        return callable(function)
+    return True
 
 
 def _alike(cells: list[_Cell]) -> list[list[_Cell]]:
