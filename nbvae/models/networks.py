@@ -2,7 +2,7 @@
 
 Every network of the library acts on the last dimension and leaves the leading ones alone, so `(batch, d)` and
 `(models, batch, d)` both work; those that convolve make images of it inside. A network that a user brings sees rows only,
-`(batch, *shape)` or `(batch, k)`: `encode_rows` and `decode_rows` call it.
+`(batch, *shape)` or `(batch, k)`: `EncodeRows` and `DecodeRows` call it.
 """
 
 import itertools
@@ -177,68 +177,77 @@ def given(name: str, module: Any) -> nn.Module:
     return module
 
 
-def encode_rows(
-    network: nn.Module, x: Float[Tensor, "*batch"], rank: int, latent_dim: int
-) -> tuple[Float[Tensor, "*some k"], Float[Tensor, "*some k"]]:
-    """Mean and log-variance, each (*some, latent_dim), that a user's encoder gives for x (*some, *shape).
+class EncodeRows(nn.Module):
+    """How an encoder that a user brings is called, and what it may return. It has no weights.
 
-    - `network`: called once, with rows (batch, *shape): further leading dimensions of x are counted as one. It returns mean
-      and log-variance, each (batch, latent_dim), or both in one tensor (batch, 2 latent_dim), the mean in front.
-    - `x`: the examples.
-    - `rank`: the number of dimensions of one example, those of `shape`.
-    - `latent_dim`: the number of latents.
+    - `rank`: the number of dimensions of one example.
+    - `latent_dim`: the number k of latents.
 
-    Raises `ValueError` where the network returns anything else.
+    Called with the encoder and x (*some, *shape), it returns mean and log-variance, each (*some, k). The encoder is called
+    once, with rows (batch, *shape): further leading dimensions are counted as one. It returns mean and log-variance, each
+    (batch, k), or both in one tensor (batch, 2k), the mean in front. Raises `ValueError` where it returns anything else.
 
     >>> own = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
-    >>> mean, log_variance = encode_rows(own, torch.zeros(2, 5, 1, 8, 8), rank=3, latent_dim=3)
+    >>> mean, log_variance = EncodeRows(rank=3, latent_dim=3)(own, torch.zeros(2, 5, 1, 8, 8))
     >>> tuple(mean.shape)
     (2, 5, 3)
     """
-    leading = x.shape[:-rank]
-    rows = x if len(leading) == 1 else x.reshape(-1, *x.shape[-rank:])
-    made = network(rows)
-    if isinstance(made, Tensor) and made.shape == (len(rows), 2 * latent_dim):
-        made = made.chunk(2, dim=-1)
-    one = (len(rows), latent_dim)
-    if not isinstance(made, tuple | list) or len(made) != 2 or not all(isinstance(p, Tensor) and p.shape == one for p in made):
-        raise ValueError(
-            f"the encoder must return mean and log-variance, each {one}, or one tensor {(len(rows), 2 * latent_dim)}, "
-            f"for x {tuple(rows.shape)}; it returned {_described(made)}"
-        )
-    mean, log_variance = (part.reshape(*leading, latent_dim) for part in made)
-    return mean, log_variance
+
+    def __init__(self, rank: int, latent_dim: int):
+        super().__init__()
+        self.rank, self.latent_dim = rank, latent_dim
+
+    def forward(
+        self, encoder: nn.Module, x: Float[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, "*some k"], Float[Tensor, "*some k"]]:
+        leading, k = x.shape[: -self.rank], self.latent_dim
+        rows = x if len(leading) == 1 else x.reshape(-1, *x.shape[-self.rank :])
+        made = encoder(rows)
+        each, both = (len(rows), k), (len(rows), 2 * k)
+        if isinstance(made, Tensor) and made.shape == both:
+            made = made.chunk(2, dim=-1)
+        two = isinstance(made, tuple | list) and len(made) == 2
+        if not two or not all(isinstance(part, Tensor) and part.shape == each for part in made):
+            raise ValueError(
+                f"the encoder must return mean and log-variance, each {each}, or one tensor {both}, "
+                f"for x {tuple(rows.shape)}; it returned {_described(made)}"
+            )
+        mean, log_variance = (part.reshape(*leading, k) for part in made)
+        return mean, log_variance
 
 
-def decode_rows(
-    network: nn.Module, z: Float[Tensor, "*batch k"], shape: Sequence[int], n_out: int
-) -> Float[Tensor, "*batch outputs"]:
-    """What a user's decoder makes of z (*batch, k), flattened to (*batch, n_out) as a likelihood takes it.
+class DecodeRows(nn.Module):
+    """How a decoder that a user brings is called, and what it may return. It has no weights.
 
-    - `network`: called once, with rows (batch, k): further leading dimensions of z are counted as one. It returns
-      (batch, n_out); or (batch, *shape) where the likelihood asks for one number for each dimension; or, where it asks for
-      two, (batch, 2c, ...) for a `shape` (c, ...), the locations in front.
-    - `z`: the latents.
-    - `shape`: the shape of one example.
+    - `shape`: the shape of one example, with the product n.
     - `n_out`: what the likelihood asks for, its `n_outputs`.
 
-    Raises `ValueError` where the network returns anything else.
+    Called with the decoder and z (*some, k), it returns (*some, n_out). The decoder is called once, with rows (batch, k):
+    further leading dimensions are counted as one. It returns (batch, n_out); or (batch, *shape) where n_out is n; or
+    (batch, 2c, ...) for a `shape` (c, ...) where n_out is 2n, the locations in front. Raises `ValueError` where it returns
+    anything else.
 
     >>> own = nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (1, 8, 8)))
-    >>> tuple(decode_rows(own, torch.zeros(2, 5, 3), (1, 8, 8), 64).shape)
+    >>> tuple(DecodeRows((1, 8, 8), n_out=64)(own, torch.zeros(2, 5, 3)).shape)
     (2, 5, 64)
     """
-    leading = z.shape[:-1]
-    rows = z if len(leading) == 1 else z.reshape(-1, z.shape[-1])
-    made = network(rows)
-    several, rest = divmod(n_out, math.prod(shape))
-    allowed = [(len(rows), n_out)] + [(len(rows), several * shape[0], *shape[1:])] * (not rest)
-    if not isinstance(made, Tensor) or made.shape not in allowed:
-        raise ValueError(
-            f"the decoder must return a tensor {' or '.join(map(str, dict.fromkeys(allowed)))} "
-            f"for z {tuple(rows.shape)}; it returned {_described(made)}"
-        )
-    return made.reshape(*leading, n_out)
+
+    def __init__(self, shape: Sequence[int], n_out: int):
+        super().__init__()
+        several, rest = divmod(n_out, math.prod(shape))
+        self.n_out, self.image = n_out, None if rest else (several * shape[0], *shape[1:])
+
+    def forward(self, decoder: nn.Module, z: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch outputs"]:
+        leading = z.shape[:-1]
+        rows = z if len(leading) == 1 else z.reshape(-1, z.shape[-1])
+        made = decoder(rows)
+        allowed = {(len(rows), self.n_out): None, (len(rows), *(self.image or (self.n_out,))): None}
+        if not isinstance(made, Tensor) or tuple(made.shape) not in allowed:
+            raise ValueError(
+                f"the decoder must return a tensor {' or '.join(map(str, allowed))} "
+                f"for z {tuple(rows.shape)}; it returned {_described(made)}"
+            )
+        return made.reshape(*leading, self.n_out)
 
 
 class WaterLevel(nn.Module):

@@ -98,7 +98,9 @@ class VAE(nn.Module):
                 "levels": None if levels is None else int(levels),
                 "hidden": hidden,
             }
-        self.own_encoder, self.own_decoder = encoder is not None, decoder is not None
+        # Modules, so that whoever asks of what parts a model is made finds that some are called with rows only.
+        self.encode_rows = networks.EncodeRows(len(self.shape), self.latent_dim) if "encoder" in own else None
+        self.decode_rows = networks.DecodeRows(self.shape, self.observation.n_outputs) if "decoder" in own else None
         self._build(network, hidden, **own)
         self.register_buffer("prior_mean", torch.zeros(self.latent_dim), persistent=False)
         self.register_buffer("prior_std", torch.ones(self.latent_dim), persistent=False)
@@ -110,11 +112,8 @@ class VAE(nn.Module):
         x is converted to the model's precision, whole numbers and booleans too. Raises `ValueError` for anything but a tensor
         of real numbers in that shape, with at least one example, on the model's device.
         """
-        if self.own_encoder:
-            made = networks.encode_rows(self.encoder, self._data(x), len(self.shape), self.latent_dim)
-        else:
-            made = self.encoder(self._flat(x))
-        mean, log_variance = made
+        encode = self.encode_rows
+        mean, log_variance = self.encoder(self._flat(x)) if encode is None else encode(self.encoder, self._data(x))
         return normal(mean, (0.5 * log_variance).exp())
 
     def likelihood(self, z: Shaped[Tensor, "*batch k"]) -> distributions.Independent:
@@ -122,10 +121,8 @@ class VAE(nn.Module):
 
         z is converted, and refused, as x is by `posterior`.
         """
-        z = self._code(z)
-        if self.own_decoder:
-            return self.observation(networks.decode_rows(self.decoder, z, self.shape, self.observation.n_outputs))
-        return self.observation(self.decoder(z))
+        z, decode = self._code(z), self.decode_rows
+        return self.observation(self.decoder(z) if decode is None else decode(self.decoder, z))
 
     def prior(self) -> distributions.Independent:
         """p(z) = N(0, I), event shape (latent_dim,)."""
