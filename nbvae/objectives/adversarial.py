@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nbvae import checks
 from nbvae._randomness import streams
 from nbvae.models import networks
-from nbvae.objectives.protocol import Loss, Model, NeedsFixedCodes, draw_terms, not_negative_fields, set_field
+from nbvae.objectives.protocol import Loss, Model, NeedsFixedCodes, draw_terms, not_negative_fields, set_field, weights_on
 from nbvae.objectives.weighted import log_densities
 
 
@@ -23,7 +23,18 @@ class FactorVAE(NeedsFixedCodes):
     it minimises, and the objective is called with `companion=`. `training.fit` does all three. Called without a companion, and
     with `estimator="exact"`, the term is the exact TC of the reference.
 
-    `gamma` >= 0; `width` of the discriminator's `depth` hidden layers; `lr` of its Adam. The VAE: γ = 0.
+    γ = 0 is the VAE.
+
+    - `gamma`: the weight γ of TC beside the one that R has, >= 0.
+    - `estimator`: "discriminator", as published, or "exact".
+    - `width`, `depth`: size and number of the discriminator's hidden layers.
+    - `lr`: the learning rate of its Adam.
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.FactorVAE(gamma=5.0)(models.VAE((4,), 3), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
     """
 
     gamma: float = 5.0
@@ -31,7 +42,7 @@ class FactorVAE(NeedsFixedCodes):
     width: int = 128
     depth: int = 3
     lr: float = 1e-3
-    weights: ClassVar = {"a": "1", "t": "1 + γ", "m": "1"}
+    weights: ClassVar = weights_on("1", "1 + γ", "1")
     formula: ClassVar = "D + R + γ TC"
     reference: ClassVar = "Kim & Mnih (2018)"
 

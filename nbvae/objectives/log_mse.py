@@ -10,22 +10,29 @@ from torch import Tensor, distributions
 
 from nbvae import checks
 from nbvae.models import likelihoods
-from nbvae.objectives.protocol import Loss, Model, Terms, set_field
+from nbvae.objectives.protocol import Loss, Model, Terms, set_field, weights_on
 
 
 @dataclass(frozen=True)
 class LogMSE:
     """n/2 (log(2π MSE_i/n) + 1) + βR: the Gaussian loss at each example's own best σ_i² = MSE_i/n (Kim & Lee 2024).
 
-    A training score, not a likelihood: σ_i is chosen with x in view, and exp(−score) does not integrate over x. It lies below
-    −log p(x|z) of every isotropic Gaussian decoder with the same mean, so never put it on a likelihood axis; `Terms.distortion`
-    holds it, `Run.history` too. The model's own σ is not used; with `sigma="optimal"` training calibrates it beside, and the
-    model has a likelihood that can be measured. `beta` > 0. σ_i is at least
-    `likelihoods.FLOOR`; on it the score is the Gaussian's.
+    This is a training score, not a likelihood: σ_i is chosen with x in view, and exp(−score) does not integrate to one over x.
+    It lies below −log p(x|z) of every isotropic Gaussian decoder with the same mean, so never put it on a likelihood axis;
+    `Terms.distortion` and `Run.history` hold it. The model's own σ is not used. With `sigma="optimal"` training calibrates it
+    beside, and the model has a likelihood that can be measured.
+
+    - `beta`: the weight of the rate, > 0. σ_i is at least `likelihoods.FLOOR`; on it the score is the Gaussian's.
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.LogMSE(beta=0.5)(models.VAE((4,), 3, likelihood="gaussian"), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
     """
 
     beta: float = 1.0
-    weights: ClassVar = {"a": "β", "t": "β", "m": "β"}
+    weights: ClassVar = weights_on("β", "β", "β")
     formula: ClassVar = "n/2 log MSE_i + βR"
     reference: ClassVar = "Kim & Lee (2024)"
 

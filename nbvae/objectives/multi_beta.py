@@ -10,7 +10,7 @@ from torch import Tensor, distributions
 
 from nbvae import checks
 from nbvae._randomness import streams
-from nbvae.objectives.protocol import Loss, Terms, set_field
+from nbvae.objectives.protocol import Loss, Terms, set_field, weights_on
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,20 @@ class MultiBeta:
     """E_β β^(−power) (D + βR) of a `models.MultiBetaVAE`, log β uniform over its range: the whole curve in one training.
 
     Each example has its own β. The draws of a batch are stratified, one in each of `batch` equal parts of log β's range, from
-    a random example on: each example's β is uniform, and most of the average's noise is gone. D + βR is larger where β is, and
-    so are its gradients; β^(−power) evens them out. `power` >= 0; 0 is the weighting of the Multi-Rate VAE (Bae et al. 2023).
+    a random example on: each example's log β is uniform, and most of the average's noise is gone.
+
+    - `power`: D + βR is larger where β is, and so are its gradients; β^(−power) evens them out. It is >= 0; 0 is the weighting
+      of the Multi-Rate VAE (Bae et al. 2023).
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.MultiBeta()(models.MultiBetaVAE((4,), 3, beta_range=(0.1, 10.0)), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
     """
 
     power: float = 0.25
-    weights: ClassVar = {"a": "β", "t": "β", "m": "β"}
+    weights: ClassVar = weights_on("β", "β", "β")
     formula: ClassVar = "E_β β^(−power) (D + βR)"
     reference: ClassVar = "after Bae et al. (2023)"
 

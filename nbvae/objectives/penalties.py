@@ -10,7 +10,16 @@ from torch import Tensor
 
 from nbvae import checks
 from nbvae._randomness import streams
-from nbvae.objectives.protocol import Loss, Model, NeedsFixedCodes, components, draw_terms, not_negative_fields, set_field
+from nbvae.objectives.protocol import (
+    Loss,
+    Model,
+    NeedsFixedCodes,
+    components,
+    draw_terms,
+    not_negative_fields,
+    set_field,
+    weights_on,
+)
 from nbvae.objectives.weighted import log_densities
 from nbvae.posterior import sample_mmd
 
@@ -19,15 +28,24 @@ from nbvae.posterior import sample_mmd
 class DIPVAEI(NeedsFixedCodes):
     """D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov_x[μ(x)] (Kumar et al. 2018, eq. 6).
 
-    The penalty stands in for a larger weight on ④: it sees the second moments of the posterior means only. `off_diagonal` is
-    λ_od, `diagonal` λ_d, both >= 0. `estimator`: S of the "batch", as published, or "exact", of the reference.
-    The VAE: λ_od = λ_d = 0.
+    The penalty stands in for a larger weight on ④: it sees the second moments of the posterior means only. λ_od = λ_d = 0 is
+    the VAE.
+
+    - `off_diagonal`: λ_od >= 0.
+    - `diagonal`: λ_d >= 0.
+    - `estimator`: "batch" takes S over the batch, as published, "exact" over the reference.
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.DIPVAEI(off_diagonal=10.0, diagonal=5.0)(models.VAE((4,), 3), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
     """
 
     off_diagonal: float = 10.0
     diagonal: float = 5.0
     estimator: str = "batch"
-    weights: ClassVar = {"a": "1", "t": "1 + λ", "m": "1 + λ"}
+    weights: ClassVar = weights_on("1", "1 + λ", "1 + λ")
     formula: ClassVar = "D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov[μ]"
     reference: ClassVar = "Kumar et al. (2018)"
 
@@ -52,7 +70,14 @@ class DIPVAEI(NeedsFixedCodes):
 
 @dataclass(frozen=True)
 class DIPVAEII(DIPVAEI):
-    """As `DIPVAEI` with S = Cov_x[μ(x)] + E_x[diag σ²(x)], the covariance of q(z) (Kumar et al. 2018, eq. 7)."""
+    """As `DIPVAEI` with S = Cov_x[μ(x)] + E_x[diag σ²(x)], the covariance of q(z) (Kumar et al. 2018, eq. 7).
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.DIPVAEII(off_diagonal=10.0, diagonal=5.0)(models.VAE((4,), 3), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
+    """
 
     formula: ClassVar = "D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov[μ] + E[diag σ²]"
 
@@ -65,15 +90,25 @@ class DIPVAEII(DIPVAEI):
 class InfoVAE(NeedsFixedCodes):
     """D + (1 − α)R + (α + λ − 1)·MMD(q(z), p(z)) (Zhao et al. 2019, eq. 6): the weights are 1 − α on ② and λ on ④.
 
-    `estimator`: "mmd" puts the squared maximum mean discrepancy in the place of ④, between the batch's z and as many draws
-    from the prior, with the kernel exp(−‖z − z'‖²/k²) and all pairs kept (biased, >= 0), as in the authors' code; "exact" has ④
-    itself. `alpha` <= 1 and `lam` >= 1 − `alpha`. At α = 1 nothing weighs ②. The VAE: α = 0, λ = 1.
+    α = 0 with λ = 1 is the VAE. At α = 1 nothing weighs ②.
+
+    - `alpha`: α <= 1.
+    - `lam`: λ >= 1 − α.
+    - `estimator`: "mmd" puts the squared maximum mean discrepancy in the place of ④, between the batch's z and as many draws
+      from the prior, with the kernel exp(−‖z − z'‖²/k²) and all pairs kept, which makes it biased and >= 0, as in the authors'
+      code. "exact" has ④ itself.
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.InfoVAE(alpha=0.0, lam=30.0)(models.VAE((4,), 3), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
     """
 
     alpha: float = 0.0
     lam: float = 30.0
     estimator: str = "mmd"
-    weights: ClassVar = {"a": "1 − α", "t": "λ", "m": "λ"}
+    weights: ClassVar = weights_on("1 − α", "λ", "λ")
     formula: ClassVar = "D + (1 − α)R + (α + λ − 1) MMD(q(z), p(z))"
     reference: ClassVar = "Zhao et al. (2019)"
 

@@ -24,7 +24,21 @@ __all__ = [
 
 @runtime_checkable
 class Model(Protocol):
-    """What objectives, estimators and samplers need of a model."""
+    """What objectives, estimators and samplers need of a model: three distributions.
+
+    - `posterior(x)`, q(z|x) of x (batch, *shape): its event is one z (k,).
+    - `likelihood(z)`, p(x|z) of z (batch, k): its event is one example. Its `.mean` is the reconstruction.
+    - `prior()`, p(z), with a mean of shape (k,).
+
+    x and z always have exactly one leading dimension: whoever measures several draws for an example gives them as rows.
+
+    Where a model has them, two more methods are used: `check(x)`, which raises `ValueError` for data that its likelihood is no
+    likelihood for, and `at(beta)`, the model of one β of a model of many.
+
+    >>> from nbvae import models, objectives
+    >>> isinstance(models.VAE((4,), 3), objectives.Model)
+    True
+    """
 
     def posterior(self, x: Tensor) -> distributions.Distribution: ...
 
@@ -37,6 +51,11 @@ class Terms(NamedTuple):
     """Per-example terms of −ELBO = distortion + rate, each (batch,), nats summed over dimensions.
 
     Leading dimensions, where there are any, are models that are trained together.
+
+    >>> import torch
+    >>> from nbvae import objectives
+    >>> objectives.Terms(distortion=torch.tensor([40.0]), rate=torch.tensor([3.0])).rate
+    tensor([3.])
     """
 
     distortion: Float[Tensor, "*models batch"]
@@ -44,9 +63,21 @@ class Terms(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """The scalar to minimise, averaged over the batch, and the terms of the ELBO at the same draw of z."""
+    """What an objective returns: what is to be minimised, and the terms of the ELBO at the same draw of z.
 
-    total: Float[Tensor, "*models"]
+    - `total`: one value for each example, (batch,), of which training takes the mean; or a scalar that is a mean already.
+    - `terms`: distortion and rate of each example, for the history.
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> def beta_vae(model, x, step=0, reference=None):
+    ...     terms = objectives.elbo_terms(model, x)
+    ...     return objectives.Loss(terms.distortion + 4.0 * terms.rate, terms)
+    >>> beta_vae(models.VAE((4,), 3), torch.ones(8, 4)).total.shape
+    torch.Size([8])
+    """
+
+    total: Float[Tensor, "*models_or_batch"]
     terms: Terms
 
 
@@ -54,6 +85,11 @@ def elbo_terms(model: Model, x: Float[Tensor, "..."]) -> Terms:
     """Distortion −log p(x|z) at one draw z ~ q(z|x), and rate KL(q(z|x) ‖ p(z)) in closed form (Kingma & Welling 2013, eq. 3).
 
     x is (batch, *shape); it is moved to the model's device and precision.
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> objectives.elbo_terms(models.VAE((4,), 3), torch.ones(8, 4)).distortion.shape
+    torch.Size([8])
     """
     return draw_terms(model, x).terms
 
@@ -79,6 +115,15 @@ def components(model: Model, draw: Draw, reference: Tensor | None) -> tuple[Tens
         return mean_and_std(draw.posterior)
     check_reference(reference)
     return mean_and_std(model.posterior(reference.to(draw.z)))
+
+
+def weights_on(mutual_information: str, total_correlation: str, dimension_kl: str) -> dict[str, str]:
+    """What a row of the table puts on ②, TC and DW, by the names that `estimators.decompose` gives them."""
+    return {
+        "mutual_information": mutual_information,
+        "total_correlation": total_correlation,
+        "dimension_kl": dimension_kl,
+    }
 
 
 def set_field(objective: object, name: str, value: object) -> None:

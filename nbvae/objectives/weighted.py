@@ -1,4 +1,7 @@
-"""Objectives that weigh D and the exact or estimated terms of R: ②, TC and DW."""
+"""Objectives that weigh D and the terms of R: the mutual information ②, the total correlation TC, the dimension-wise KL DW.
+
+A whole R is exact. Its parts need log q(z): over the whole training set, or estimated from the batch (`log_densities`).
+"""
 
 import math
 from collections.abc import Sequence
@@ -20,15 +23,23 @@ from nbvae.objectives.protocol import (
     elbo_terms,
     not_negative_fields,
     set_field,
+    weights_on,
 )
 from nbvae.posterior import MINIBATCH, LogDensities, check_reference, log_weights, mean_and_std, mix, pairwise, partition
 
 
 @dataclass(frozen=True)
 class VAE:
-    """−ELBO = D + R (Kingma & Welling 2013; Rezende et al. 2014)."""
+    """−ELBO = D + R (Kingma & Welling 2013; Rezende et al. 2014).
 
-    weights: ClassVar = {"a": "1", "t": "1", "m": "1"}
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.VAE()(models.VAE((4,), 3), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
+    """
+
+    weights: ClassVar = weights_on("1", "1", "1")
     formula: ClassVar = "D + R"
     reference: ClassVar = "Kingma & Welling (2013), Rezende et al. (2014)"
     beta: ClassVar[float] = 1.0
@@ -42,11 +53,17 @@ class VAE:
 class BetaVAE:
     """D + βR (Higgins et al. 2017): minus the slope of the rate–distortion curve at the optimum is β.
 
-    `beta` > 0; `ValueError` otherwise. The VAE: β = 1.
+    - `beta`: what a nat of rate costs in nats of distortion, > 0. β = 1 is the VAE.
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.BetaVAE(beta=4.0)(models.VAE((4,), 3), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
     """
 
     beta: float = 1.0
-    weights: ClassVar = {"a": "β", "t": "β", "m": "β"}
+    weights: ClassVar = weights_on("β", "β", "β")
     formula: ClassVar = "D + βR"
     reference: ClassVar = "Higgins et al. (2017)"
 
@@ -62,14 +79,24 @@ class BetaVAE:
 class Capacity:
     """D + γ·|E[R] − C(t)|: a target for the mean rate (Burgess et al. 2018, eq. 8; Alemi et al. 2018).
 
-    C rises linearly from 0 to `capacity` nats over `ramp_steps` steps, or is `capacity` from the start with 0 (Alemi's target
-    rate). The absolute value is of the batch's mean rate. `gamma`, `capacity` >= 0. The VAE: γ = 1, C = 0.
+    The absolute value is of the batch's mean rate. γ = 1 with C = 0 is the VAE.
+
+    - `gamma`: what a nat of deviation from the target costs, >= 0.
+    - `capacity`: the target in nats, >= 0.
+    - `ramp_steps`: C rises linearly from 0 to `capacity` over so many steps; with 0 it is `capacity` from the start, which is
+      Alemi's target rate.
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.Capacity(gamma=10.0, capacity=3.0)(models.VAE((4,), 3), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
     """
 
     gamma: float = 10.0
     capacity: float = 3.0
     ramp_steps: int = 0
-    weights: ClassVar = {"a": "±γ", "t": "±γ", "m": "±γ"}
+    weights: ClassVar = weights_on("±γ", "±γ", "±γ")
     formula: ClassVar = "D + γ |R − C(t)|"
     reference: ClassVar = "Burgess et al. (2018), Alemi et al. (2018)"
 
@@ -87,15 +114,24 @@ class Capacity:
 class AnchorVAE(NeedsFixedCodes):
     """D + R − λ·I(z_a; x) for the anchor latents a (Gao et al. 2019).
 
-    `anchors`: indices of latents. `lam` >= 0; from 1 on only log N bounds the term, so that nothing keeps the anchors' rate
-    finite but the estimate. I(z_a; x) is estimated from the batch with one of `MINIBATCH`, or is "exact".
-    The VAE: λ = 0.
+    λ = 0 is the VAE.
+
+    - `anchors`: the indices of these latents.
+    - `lam`: the weight λ >= 0. From 1 on only log N bounds the term, so that nothing but the estimate keeps the anchors' rate
+      finite.
+    - `estimator`: how I(z_a; x) is estimated from the batch, one of `posterior.MINIBATCH`, or "exact".
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.AnchorVAE(anchors=(0,), lam=0.5)(models.VAE((4,), 3), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
     """
 
     anchors: tuple[int, ...] = (0,)
     lam: float = 0.5
     estimator: str = "hfvae"
-    weights: ClassVar = {"a": "1, and −λ on I(x; z_a)", "t": "1", "m": "1"}
+    weights: ClassVar = weights_on("1, and −λ on I(x; z_a)", "1", "1")
     formula: ClassVar = "D + R − λ I(x; z_a)"
     reference: ClassVar = "Gao et al. (2019)"
 
@@ -117,7 +153,10 @@ class AnchorVAE(NeedsFixedCodes):
 
 
 class _Weighted(NeedsFixedCodes):
-    """D + a·② + t·TC + m·DW + w·(i), all at the same z; with all weights one it is D plus the sampled log q(z|x)/p(z)."""
+    """D plus weighted ②, TC, DW and (i), the total correlation within groups of latents, all at the same z.
+
+    With all weights one it is D plus the sampled log q(z|x)/p(z).
+    """
 
     estimator: str
 
@@ -125,7 +164,18 @@ class _Weighted(NeedsFixedCodes):
         not_negative_fields(self, *(name for name in ("alpha", "beta", "gamma", "dimension") if hasattr(self, name)))
         checks.choice("estimator", self.estimator, (*MINIBATCH, "exact"))
 
-    def _loss(self, model: Model, x: Tensor, reference: Tensor | None, a: Any, t: Any, m: Any, w: Any, groups: Any) -> Loss:
+    def _loss(
+        self,
+        model: Model,
+        x: Tensor,
+        reference: Tensor | None,
+        on_information: Any,
+        on_correlation: Any,
+        on_dimensions: Any,
+        on_within: Any = 0.0,
+        groups: Any = None,
+    ) -> Loss:
+        """The weighted sum; the weights are numbers, or tensors (models,) of a stack."""
         draw = draw_terms(model, x)
         parts = () if groups is None else partition(groups, draw.z.shape[-1])
         log_q = log_densities(model, draw, reference, self.estimator, parts)
@@ -135,8 +185,8 @@ class _Weighted(NeedsFixedCodes):
         correlation = (log_q.joint - between).mean(-1)
         within = (between - singles).mean(-1)
         dimensions = (singles - model.prior().log_prob(draw.z)).mean(-1)
-        total = draw.terms.distortion.mean(-1) + a * information + t * correlation + w * within + m * dimensions
-        return Loss(total, draw.terms)
+        rest = on_information * information + on_correlation * correlation + on_within * within + on_dimensions * dimensions
+        return Loss(draw.terms.distortion.mean(-1) + rest, draw.terms)
 
 
 @dataclass(frozen=True)
@@ -146,48 +196,73 @@ class InformationDropout(_Weighted):
     The published model multiplies activations by log-normal noise, log z = log f(x) + α(x)ε: a Gaussian encoder of log z. Its
     penalty is the KL to a factorised marginal that is fitted; at the best one that is ② + TC. With the free marginal there is
     no prior to sample from and R has no meaning as a cost: the row has no place on a rate axis.
-    `beta`, `gamma`, `dimension` (m, the weight of DW) >= 0. The VAE, with its KL sampled: β = γ = m = 1.
+    β = γ = 1 with `dimension` = 1 is the VAE, with its KL sampled.
+
+    - `beta`: the weight of ②, >= 0.
+    - `gamma`: the weight of TC, >= 0.
+    - `dimension`: the weight of DW, >= 0.
+    - `estimator`: how they are estimated from the batch, one of `posterior.MINIBATCH`, or "exact".
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.InformationDropout(beta=1.0, gamma=3.0)(models.VAE((4,), 3), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
     """
 
     beta: float = 1.0
     gamma: float = 1.0
     dimension: float = 0.0
     estimator: str = "hfvae"
-    weights: ClassVar = {"a": "β", "t": "γ", "m": "0"}
+    weights: ClassVar = weights_on("β", "γ", "0")
     formula: ClassVar = "D + β② + γ TC"
     reference: ClassVar = "Achille & Soatto (2018)"
 
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
-        return self._loss(model, x, reference, self.beta, self.gamma, self.dimension, 0.0, None)
+        return self._loss(model, x, reference, self.beta, self.gamma, self.dimension)
 
 
 @dataclass(frozen=True)
 class BetaTCVAE(_Weighted):
-    """D + α② + β TC + γ DW (Chen et al. 2018, eq. 4).
+    """D + α② + β TC + γ DW (Chen et al. 2018, eq. 4). α = β = γ = 1 is the VAE, with its KL sampled.
 
-    `estimator`: "weighted", as published, "stratified", "hfvae" or "exact". `alpha`, `beta`, `gamma` >= 0.
-    The VAE, with its KL sampled: α = β = γ = 1.
+    - `alpha`, `beta`, `gamma`: the weights of ②, TC and DW, each >= 0.
+    - `estimator`: how they are estimated from the batch: "weighted", as published, "stratified" or "hfvae"; or "exact".
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.BetaTCVAE(beta=6.0)(models.VAE((4,), 3), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
     """
 
     alpha: float = 1.0
     beta: float = 6.0
     gamma: float = 1.0
     estimator: str = "weighted"
-    weights: ClassVar = {"a": "α", "t": "β", "m": "γ"}
+    weights: ClassVar = weights_on("α", "β", "γ")
     formula: ClassVar = "D + α② + β TC + γ DW"
     reference: ClassVar = "Chen et al. (2018)"
 
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
-        return self._loss(model, x, reference, self.alpha, self.beta, self.gamma, 0.0, None)
+        return self._loss(model, x, reference, self.alpha, self.beta, self.gamma)
 
 
 @dataclass(frozen=True)
 class HFVAE(_Weighted):
     """D + α② + β TC + γ(i) + (ii): TC between groups of latents, (i) the total correlation within each, (ii) = DW.
 
-    (Esmaeili et al. 2019, eq. 7.) `groups`: lists of latents, each latent in exactly one; None makes each its own group.
-    `alpha`, `beta`, `gamma` >= 0; `estimator`: "hfvae", as published, another of `MINIBATCH`, or "exact".
-    The VAE, with its KL sampled: α = β = γ = 1.
+    (Esmaeili et al. 2019, eq. 7.) α = β = γ = 1 is the VAE, with its KL sampled.
+
+    - `groups`: lists of latents, each latent in exactly one; None makes each its own group.
+    - `alpha`, `beta`, `gamma`: the weights of ②, of TC between groups and of (i), each >= 0.
+    - `estimator`: how they are estimated from the batch: "hfvae", as published, another of `posterior.MINIBATCH`, or "exact".
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> loss = objectives.HFVAE(groups=[[0, 1], [2]])(models.VAE((4,), 3), torch.ones(8, 4))
+    >>> loss.total.shape, loss.terms.rate.shape
+    (torch.Size([]), torch.Size([8]))
     """
 
     groups: tuple[tuple[int, ...], ...] | None = None
@@ -195,7 +270,7 @@ class HFVAE(_Weighted):
     beta: float = 6.0
     gamma: float = 2.0
     estimator: str = "hfvae"
-    weights: ClassVar = {"a": "α", "t": "β between groups, γ within", "m": "1"}
+    weights: ClassVar = weights_on("α", "β between groups, γ within", "1")
     formula: ClassVar = "D + α② + β TC + γ TC within + DW"
     reference: ClassVar = "Esmaeili et al. (2019)"
 
