@@ -12,7 +12,14 @@ from nbvae import data
 
 @contextmanager
 def seeded(seed: int, place: torch.device | str = "cpu") -> Iterator[None]:
-    """Torch's global stream seeded with `seed` inside, and as it was afterwards."""
+    """Torch's global stream seeded with `seed` inside, and as it was afterwards.
+
+    >>> with seeded(0):
+    ...     first = torch.randn(3)
+    >>> with seeded(0):
+    ...     bool((torch.randn(3) == first).all())
+    True
+    """
     place = torch.device(place)
     devices = [place] if place.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

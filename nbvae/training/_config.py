@@ -19,17 +19,24 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 class TrainConfig:
     """How to train: an optimiser at `lr` under a schedule, all randomness from `seed`.
 
-    - `epochs` >= 1 passes over the training split in batches of `batch_size` >= 1 (the last may be smaller);
-    - `lr` > 0, the peak of the `schedule`: "constant", "cosine" (to zero) or "one_cycle";
-    - `optimizer`: "adam", "adamw" (decay beside the gradient) or "sgd" (without momentum); `weight_decay` >= 0, to zero;
-    - `clip` > 0: the most that the norm of a model's gradient may be, None for no limit;
-    - `device`: "auto" (CUDA, then MPS, then CPU), or one by name ("cuda:1" too);
-    - `validate_every` >= 1: after every so many epochs loss, distortion and rate of the validation split are measured, in
-      evaluation mode, and noted in the history; None for never;
-    - `patience` >= 1: training ends after so many validations in a row without a smaller loss, and the model gets its state of
-      the smallest; None to train all epochs and keep the last.
+    - `epochs`: passes over the training split, >= 1.
+    - `batch_size`: examples of a step, >= 1. The last batch of an epoch may be smaller.
+    - `lr`: the learning rate, > 0, which is the peak of the schedule.
+    - `schedule`: "constant", "cosine" (to zero) or "one_cycle".
+    - `seed`: of batches, noise and binarisation, a whole number from 0 to 2⁶³ − 1.
+    - `device`: "auto" (CUDA, then MPS, then CPU), or one by name ("cuda:1" too).
+    - `optimizer`: "adam", "adamw" (decay beside the gradient) or "sgd" (without momentum).
+    - `weight_decay`: towards zero, >= 0.
+    - `clip`: the most that the norm of a model's gradient may be, > 0; None for no limit.
+    - `validate_every`: after every so many epochs the loss, distortion and rate of the validation split are measured, in
+      evaluation mode, and noted in the history as "validation_loss" and so on; None for never.
+    - `patience`: training ends after so many validations in a row without a smaller loss, and the model gets its state of the
+      smallest; None to train all epochs and keep the last.
 
     Raises `ValueError` with what is allowed.
+
+    >>> TrainConfig(epochs=3, lr=3e-3, schedule="cosine").batch_size
+    128
     """
 
     epochs: int = 20
@@ -73,7 +80,11 @@ class TrainConfig:
 
 
 def device(name: str) -> torch.device:
-    """The device called `name`; "auto" takes CUDA, then MPS, then the CPU. `ValueError` if the machine has no such device."""
+    """The device called `name`; "auto" takes CUDA, then MPS, then the CPU. `ValueError` if the machine has no such device.
+
+    >>> device("cpu")
+    device(type='cpu')
+    """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     kind, index = _parts(name)
     if kind == "auto":

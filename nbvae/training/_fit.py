@@ -19,7 +19,16 @@ Objective = str | Callable[..., objectives.Loss]
 
 
 class Diverged(FloatingPointError):
-    """A loss was not finite. `runs` holds what was trained, each model as it was at the end of its last good epoch."""
+    """A loss was not finite. `runs` holds what was trained, each model as it was at the end of its last good epoch.
+
+    >>> from nbvae import data, models, objectives, training
+    >>> ds, wild = data.load("digits"), training.TrainConfig(epochs=1, lr=1e12)
+    >>> try:
+    ...     training.fit(models.VAE(ds.shape, 2), ds, objectives.VAE(), wild)
+    ... except training.Diverged as error:
+    ...     len(error.runs)
+    1
+    """
 
     def __init__(self, message: str, runs: list[Run]):
         super().__init__(message)

@@ -283,6 +283,10 @@ def _schedule(optimiser: torch.optim.Optimizer, config: TrainConfig, steps: int)
 
 
 def watched() -> bool:
-    """Whether a person looks at the output: a terminal, or a notebook that can be typed into. papermill's cannot."""
+    """Whether a person looks at the output: a terminal, or a notebook that can be typed into. papermill's cannot.
+
+    >>> isinstance(watched(), bool)
+    True
+    """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return getattr(getattr(shell, "kernel", None), "_allow_stdin", sys.stderr.isatty())
