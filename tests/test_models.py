@@ -534,6 +534,21 @@ def test_what_is_no_data_is_refused(kind):
         one_line(lambda bad=bad: model.check(bad), message)
 
 
+def test_a_model_of_many_beta_refuses_the_same():
+    model = make(kind=models.MultiBetaVAE, beta_range=RANGE)
+    x, z = torch.rand(6, *SHAPE), torch.randn(6, K)
+    for beta in (0.5, torch.full((6,), 0.5)):
+        assert torch.equal(model.posterior(x.double(), beta).mean, model.posterior(x, beta).mean)
+        for bad, message in (
+            (x.tolist(), "torch tensor, got list"),
+            (x[0], "x must have the shape"),
+            (x.numpy(), "got ndarray"),
+        ):
+            one_line(lambda bad=bad, beta=beta: model.posterior(bad, beta), message)
+        for bad, message in ((z.tolist(), "torch tensor, got list"), (z[:, :2], "3 latents"), (z.to("meta"), "z is on meta")):
+            one_line(lambda bad=bad, beta=beta: model.likelihood(bad, beta), message)
+
+
 def test_grey_pixels_are_refused_in_any_type():
     bernoulli, grey = models.VAE((4,)), models.Discretized(models.VAE((4,), likelihood="gaussian"), 5)
     for dtype in (torch.float64, torch.float16, torch.float32):

@@ -110,10 +110,12 @@ class MultiBetaVAE(VAE):
 
     def posterior(self, x: Shaped[Tensor, "*batch"], beta: Any = None) -> distributions.Independent:
         """q(z|x, β) for x (*batch, *shape) at a number β in `beta_range`, or at one for each example (batch,)."""
+        x = self._data(x)
         return self.encode(x, self.condition(self.log_beta(beta, x.shape[: -len(self.shape)])))
 
     def likelihood(self, z: Shaped[Tensor, "*batch k"], beta: Any = None) -> distributions.Independent:
         """p(x|z, β) for z (*batch, latent_dim) at a number β in `beta_range`, or at one for each example (batch,)."""
+        z = self._code(z)
         return self.decode(z, self.condition(self.log_beta(beta, z.shape[:-1])))
 
     def at(self, beta: float | None = None, *, rate: float | None = None, x: Float[Tensor, "..."] | None = None) -> "AtBeta":
