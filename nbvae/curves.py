@@ -77,9 +77,9 @@ class RDPoint(results.Quantities):
             if name.endswith("_stderr") and value < 0:
                 raise ValueError(f"{name} must be >= 0, or nan; got {value!r}")
             object.__setattr__(self, name, float(value))
-        for name, least in (("n_examples", 1), ("seed", 0)):
+        for name, check in (("n_examples", checks.whole), ("seed", checks.seed)):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, checks.whole(name, getattr(self, name), least))
+                object.__setattr__(self, name, check(name, getattr(self, name)))
         object.__setattr__(self, "runs", tuple(self.runs))
         if self.runs:
             single = [run for run in self.runs if isinstance(run, RDPoint) and run.n_runs == 1]
@@ -370,6 +370,8 @@ class RDCurve:
 
         Raises `ValueError` if the curves share no β; in pairs, unless all points there have runs with the same seeds.
         """
+        if not isinstance(other, RDCurve):
+            raise ValueError(f"a regret is against another RDCurve, got {checks.short(other)}")
         pairs = [(a, b) for a in self for b in other if math.isclose(a.beta, b.beta, rel_tol=_SAME_BETA)]
         if not pairs:
             these, those = (", ".join(f"{beta:g}" for beta in curve.betas) for curve in (self, other))

@@ -10,7 +10,7 @@ seeds. Nothing here guesses it: `Estimate.minus` is told, and `paired` pairs wha
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any
@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 
 from nbvae import checks
+from nbvae._frames import COLUMNS, MEASURED, check_columns, check_frame, frame_of, paired, tidy
 
-COLUMNS = ("study", "dataset", "objective", "beta", "seed", "split", "quantity", "value", "stderr", "n")
-_MEASURED = COLUMNS[-3:]
+__all__ = ["COLUMNS", "Estimate", "Quantities", "frame_of", "over_seeds", "paired", "row_of", "tidy"]
+
 _OVER = ("examples", "runs", "draws", "batches")
 
 
@@ -161,12 +162,12 @@ class Estimate:
         return NotImplemented if (by := _number(divisor)) is None else self._map(1 / by, 0.0)
 
     def __add__(self, number: Any) -> "Estimate":
-        return _ambiguous() if isinstance(number, Estimate) else self._shift(number, 1.0)
+        return _ambiguous("plus") if isinstance(number, Estimate) else self._shift(number, 1.0)
 
     __radd__ = __add__
 
     def __sub__(self, number: Any) -> "Estimate":
-        return _ambiguous() if isinstance(number, Estimate) else self._shift(number, -1.0)
+        return _ambiguous("minus") if isinstance(number, Estimate) else self._shift(number, -1.0)
 
     def __rsub__(self, number: Any) -> "Estimate":
         return (-self)._shift(number, 1.0)
@@ -241,9 +242,9 @@ def _values(values: Any) -> Any:
     return values
 
 
-def _ambiguous() -> Any:
+def _ambiguous(method: str) -> Any:
     raise ValueError(
-        "the error depends on whether two estimates were measured in pairs: a.minus(b, paired=True), or paired=False"
+        f"the error depends on whether the two were measured in pairs: a.{method}(b, paired=True), or paired=False"
     )
 
 
@@ -288,58 +289,6 @@ def row_of(quantity: str, estimate: Estimate, **columns: Any) -> dict[str, Any]:
     return {**columns, "quantity": quantity, "value": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
 
 
-def frame_of(rows: Sequence[Mapping[str, Any]], **columns: Any) -> pd.DataFrame:
-    """A tidy frame of rows, each with a quantity, value, stderr and n, and of `columns` that are the same in all of them.
-
-    Columns stand in the order of `COLUMNS`, others before the quantity; those that no row has a value for are left out.
-    Raises `ValueError` for a constant column that is no single value or that the rows have already.
-    """
-    frame: Any = pd.DataFrame(list(rows))
-    frame = frame.drop(columns=[name for name in frame if name not in _MEASURED and frame[name].isna().all()])
-    for name, value in columns.items():
-        if name in frame:
-            raise ValueError(f"{name} is a column of the rows themselves, and cannot be given for all of them")
-        if not (value is None or isinstance(value, str | Real)):
-            raise ValueError(f"{name} must be one value for all rows, a number or a string; got {checks.short(value)}")
-        if value is not None:
-            frame[name] = value
-    for name in {"seed", "n"} & set(frame):  # whole numbers, also where one is missing
-        frame[name] = frame[name].astype("Int64" if frame[name].isna().any() else "int64")
-    known = [name for name in COLUMNS if name in frame]
-    place = known.index("quantity")
-    return frame[[*known[:place], *(name for name in frame if name not in COLUMNS), *known[place:]]]
-
-
-def tidy(values: Any, axes: Mapping[str, Sequence[Any] | np.ndarray], quantity: str, **columns: Any) -> pd.DataFrame:
-    """A tidy frame of an array, one row for each entry.
-
-    - `values`: the array; its axes are those of `axes`, in their order.
-    - `axes`: the name of each axis, a column of the frame, and what its places stand for.
-    - `quantity`: what the values are.
-    - `columns`: further columns, the same in all rows.
-
-    Raises `ValueError` if the shape is not that of the axes.
-
-    >>> frame = tidy([[0.2, 0.4], [0.4, 0.8]], {"seed": [0, 1], "beta": [0.1, 1.0]}, "regret", dataset="digits")
-    >>> print(frame.to_string(index=False))
-    dataset  beta  seed quantity  value  stderr    n
-     digits   0.1     0   regret    0.2     NaN <NA>
-     digits   1.0     0   regret    0.4     NaN <NA>
-     digits   0.1     1   regret    0.4     NaN <NA>
-     digits   1.0     1   regret    0.8     NaN <NA>
-    """
-    array = np.asarray(values, dtype=np.float64)
-    shape = tuple(len(each) for each in axes.values())
-    if array.shape != shape or not array.size:
-        raise ValueError(f"the axes {', '.join(axes)} have {shape} places, the values the shape {array.shape}")
-    grid = pd.MultiIndex.from_product(list(axes.values()), names=list(axes)).to_frame(index=False)
-    rows = [
-        {**place, "quantity": quantity, "value": value, "stderr": math.nan, "n": None}
-        for place, value in zip(grid.to_dict("records"), array.ravel().tolist(), strict=True)
-    ]
-    return frame_of(rows, **columns)
-
-
 def over_seeds(frame: pd.DataFrame, by: str | Sequence[str] = (), mean_over: str | Sequence[str] = ()) -> Any:
     """Means over the seeds of a tidy frame, with their standard errors over them.
 
@@ -360,11 +309,11 @@ def over_seeds(frame: pd.DataFrame, by: str | Sequence[str] = (), mean_over: str
     >>> print(over_seeds(frame, by="beta").map(str).to_dict())
     {0.1: '0.30 ± 0.10', 1.0: '0.6 ± 0.2'}
     """
-    table = _frame(frame, "seed", "value")
-    by, mean_over = (_listed(table, name, given) for name, given in (("by", by), ("mean_over", mean_over)))
+    table = check_frame(frame, "seed", "value")
+    by, mean_over = (check_columns(table, name, given) for name, given in (("by", by), ("mean_over", mean_over)))
     if not len(table) or table["seed"].isna().any():
         raise ValueError("over_seeds needs rows, each with its seed")
-    others = [name for name in table if name not in {*by, *mean_over, "seed", *_MEASURED}]
+    others = [name for name in table if name not in {*by, *mean_over, "seed", *MEASURED}]
     found = {}
     for key, group in table.groupby(by, sort=False, dropna=False) if by else [((), table)]:
         where = ", ".join(f"{name} = {place}" for name, place in zip(by, key, strict=True)) or "the frame"
@@ -383,55 +332,3 @@ def over_seeds(frame: pd.DataFrame, by: str | Sequence[str] = (), mean_over: str
         return found[()]
     index = pd.MultiIndex.from_tuples(list(found), names=by)
     return pd.Series(list(found.values()), index=index if len(by) > 1 else index.get_level_values(0), dtype=object)
-
-
-def paired(frame: pd.DataFrame, **baseline: Any) -> pd.DataFrame:
-    """The differences of a tidy frame's rows to a baseline, in pairs.
-
-    - `frame`: a tidy frame.
-    - `baseline`: a column and its value that selects the rows to compare with, `objective="vae"`; several select together.
-
-    Each of the other rows has the value of its partner taken away: the one row of the baseline that agrees with it in every
-    other column, β and seed included. So `over_seeds(paired(frame, objective="vae"), by="objective")` has the errors of paired
-    differences. The standard errors of single differences are not known: nan.
-
-    Raises `ValueError` where a row has no partner, or two; drop columns that need not agree, such as a learning rate.
-
-    >>> one = tidy([1.0, 3.0], {"seed": [0, 1]}, "loss", objective="vae")
-    >>> two = tidy([1.5, 3.4], {"seed": [0, 1]}, "loss", objective="beta_vae")
-    >>> print(over_seeds(paired(pd.concat([one, two]), objective="vae"), by="objective")["beta_vae"])
-    0.45 ± 0.05
-    """
-    table = _frame(frame, "value")
-    names = _listed(table, "baseline", list(baseline))
-    if not names or {"quantity", *_MEASURED} & set(names):
-        raise ValueError('a baseline is a column that tells models apart and its value there, as in objective="vae"')
-    chosen = np.logical_and.reduce([table[name] == value for name, value in baseline.items()])
-    text = ", ".join(f"{name} = {value}" for name, value in baseline.items())
-    keys = [name for name in table if name not in (*names, *_MEASURED)]
-    base, rest = table[chosen], table[~chosen]
-    if not len(base):
-        raise ValueError(f"no row has {text}; there are {', '.join(str(each) for each in table[names[0]].unique())}")
-    if base.duplicated(keys).any() or rest.duplicated([*names, *keys]).any():
-        raise ValueError(f"two rows agree in {', '.join(keys)}: none of them is the partner")
-    both = rest.merge(base[[*keys, "value"]], on=keys, how="left", suffixes=("", "_base"), indicator=True)
-    lonely = both[both["_merge"] != "both"]
-    if len(lonely):
-        where = ", ".join(f"{name} = {lonely[name].iloc[0]}" for name in [*names, *keys])
-        raise ValueError(f"no row of {text} is the partner of {where}")
-    return both.assign(value=both["value"] - both["value_base"], stderr=math.nan)[list(dict.fromkeys([*table, "stderr"]))]
-
-
-def _frame(frame: Any, *names: str) -> Any:
-    if not isinstance(frame, pd.DataFrame):
-        raise ValueError(f"needs a tidy frame, as to_frame() makes one, got {type(frame).__name__}")
-    if missing := [name for name in names if name not in frame]:
-        raise ValueError(f"the frame has no column {missing[0]}; it has {', '.join(map(str, frame))}")
-    return frame
-
-
-def _listed(frame: pd.DataFrame, what: str, names: str | Iterable[str]) -> list[str]:
-    names = [names] if isinstance(names, str) else list(names)
-    if unknown := [name for name in names if name not in frame]:
-        raise ValueError(f"{what} must be among the columns of the frame, {', '.join(map(str, frame))}; got {unknown[0]!r}")
-    return names

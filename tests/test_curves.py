@@ -267,6 +267,8 @@ def test_regret_is_the_difference_of_losses_at_shared_betas():
     assert regret.mean_stderr == pytest.approx(0.5 / math.sqrt(2))
     np.testing.assert_allclose(two.regret(one).per_beta, -regret.per_beta)
     np.testing.assert_array_equal(one.regret(one).per_beta, 0)
+    with refused("a regret is against another RDCurve, got 3"):
+        one.regret(3)
     with refused("share no beta: one has 0.1, 1, 10, the other 3"):
         one.regret(RDCurve([RDPoint(3, 1, 1)]))
 

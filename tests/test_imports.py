@@ -14,6 +14,7 @@ import nbvae
 ROWS = [
     "checks",
     "_files",
+    "_frames",
     "results",
     "_tensors",
     "_measuring",

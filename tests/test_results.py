@@ -97,8 +97,10 @@ def test_a_difference_says_whether_it_is_in_pairs():
     np.testing.assert_allclose(
         [total.value, total.stderr], [*(lambda e: (e.value, e.stderr))(Estimate.of(a_values + b_values))]
     )
-    for call in (lambda: a - b, lambda: a + b):
-        one_line(call, "a.minus(b, paired=True), or paired=False")
+    one_line(lambda: a - b, "a.minus(b, paired=True), or paired=False")
+    one_line(lambda: a + b, "a.plus(b, paired=True), or paired=False")
+    one_line(lambda: sum([a, b]), "a.plus(b, paired=True), or paired=False")
+    one_line(lambda: np.mean([a, b]), "a.plus(b, paired=True), or paired=False")
     with pytest.raises(TypeError):
         a.minus(b)
     for other in (Estimate(1.0, 0.1, 50, "examples"), Estimate.over_examples(b_values[1:]), Estimate.over_runs(b_values)):
