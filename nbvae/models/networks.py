@@ -212,8 +212,8 @@ class EncodeRows(nn.Module):
                 f"the encoder must return mean and log-variance, each {each}, or one tensor {both}, "
                 f"for x {tuple(rows.shape)}; it returned {_described(made)}"
             )
-        mean, log_variance = (part.reshape(*leading, k) for part in made)
-        return mean, log_variance
+        mean, log_variance = made
+        return (mean, log_variance) if rows is x else (mean.reshape(*leading, k), log_variance.reshape(*leading, k))
 
 
 class DecodeRows(nn.Module):
