@@ -89,6 +89,11 @@ def check_input(model: Any, x: Any, name: str = "x", least: int = 1) -> None:
     - `name`: what the error calls x.
     """
     check_model(model, "posterior", "prior")
+    check_examples(x, name, least)
+
+
+def check_examples(x: Any, name: str = "x", least: int = 1) -> None:
+    """Raise `ValueError` unless x is a tensor of at least `least` examples (N, *shape), finite real numbers."""
     if not isinstance(x, Tensor) or x.dim() == 0:
         hint = "torch.as_tensor makes one of an array"
         hint = "pass its .train or .test" if hasattr(x, "train") and not isinstance(x, nn.Module) else hint
@@ -110,7 +115,7 @@ def check_data(model: Any, x: Any, least: int = 1) -> None:
         check(x)
 
 
-def rate(posterior: distributions.Distribution, prior: distributions.Distribution, n: int) -> Float[Tensor, " n"]:
+def rate_of(posterior: distributions.Distribution, prior: distributions.Distribution, n: int) -> Float[Tensor, " n"]:
     """KL(q(z|x) ‖ p(z)) in closed form for each of n examples x, nats; `ValueError` where torch has none."""
     try:
         value = distributions.kl_divergence(posterior, prior)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def positive(name: str, value: Any) -> float:
     """Return `value` as a float if it is a finite number above zero.
@@ -159,15 +161,16 @@ def examples(x: Sized, least: int = 1) -> None:
         raise ValueError(f"x must have at least {least} example{'s' * (least > 1)}, got {len(x)}")
 
 
-def seed(name: str, value: object) -> int:
-    """Return `value` as an int if torch takes it as a seed: a whole number from 0 to 2⁶³ − 1.
+def seed(name: str, value: object, bits: int = 63) -> int:
+    """Return `value` as an int if it is a seed: a whole number of at most `bits` bits, those of torch, or scikit-learn's 32.
 
     >>> seed("seed", 0)
     0
     """
     number = _scalar(value)
-    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= int(number) < 2**63:
-        raise ValueError(f"{name} must be a whole number >= 0 and < 2⁶³, got {short(value)}")
+    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= int(number) < 2**bits:
+        limit = f"2{str(bits).translate(_RAISED)}"
+        raise ValueError(f"{name} must be a whole number >= 0 and < {limit}, got {short(value)}")
     return int(number)
 
 

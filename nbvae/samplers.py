@@ -10,7 +10,7 @@ stream.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,39 +20,38 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from nbvae import checks, data, models, objectives, training
+from nbvae._measuring import check_model, measuring, rate_of
 from nbvae._randomness import seeded
+from nbvae._tensors import double, parts
+from nbvae.models.vae import normal
 from nbvae.objectives import check_data
 from nbvae.posterior import encode
 from nbvae.training import calibration
 
 __all__ = ["Aggregate", "Chain", "Mixture", "Prior", "Recursive", "Sampler", "SecondStage"]
 
-# Values that are decoded at once: 64 MiB in float32.
-_CHUNK = 1 << 24
-
 
 class Sampler:
     """Draws of z, decoded by one model: subclasses say where z comes from, `_draw(n)` -> (n, k) on the model's device."""
 
     def __init__(self, model: Any):
-        if hasattr(model, "at"):
-            raise ValueError("a model of many β samples at one β: give model.at(beta)")
-        self.model = _model(model)
+        check_model(model)
+        self.model = model
 
-    @torch.no_grad()
     def codes(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n k"]:
         """n draws of z (n, k)."""
         n = checks.whole("n", n)
         if not isinstance(generator, torch.Generator | None):
             raise ValueError(f"generator must be a torch.Generator, or None for the global stream, got {generator!r}")
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device if generator else None))
-        with seeded(seed, self.model.prior().mean.device):
+        with measuring(self), seeded(seed, self.model.prior().mean.device):
             return self._draw(n)
 
-    @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n *shape"]:
         """n decoder means (n, *shape)."""
-        return _decode(self.model, self.codes(n, generator))
+        z = self.codes(n, generator)
+        with measuring(self):
+            return _decode(self.model, z)
 
     def _draw(self, n: int) -> Tensor:
         raise NotImplementedError
@@ -98,7 +97,8 @@ class Recursive(Sampler):
         z = self.views[0].prior().sample((n,))
         for coarse, fine in zip(self.views, self.views[1:], strict=False):
             for view in (coarse, *[fine] * (self.rounds - 1)):
-                z = _parts(lambda part: fine.posterior(part).sample(), _decode(view, z, self.draw_x))  # noqa: B023
+                x = _decode(view, z, self.draw_x)
+                z = torch.cat([fine.posterior(part).sample() for part in parts(x)])
         return z
 
 
@@ -123,7 +123,7 @@ class Chain(Sampler):
     ):
         self.views = _ladder(model, betas)
         super().__init__(self.views[-1])
-        draws, seed = checks.whole("draws", draws), _seed(seed)
+        draws, seed = checks.whole("draws", draws), checks.seed("seed", seed, bits=32)
         with seeded(seed, self.model.prior().mean.device):
             every = [_draws(view, x, draws) for view in self.views]
         pairs = itertools.pairwise(every)
@@ -135,22 +135,22 @@ class Chain(Sampler):
             z = step.sample(z)
         return z
 
-    @torch.no_grad()
     def rates(self, x: Float[Tensor, "batch *shape"], draws: int = 5, seed: int = 0) -> Float[Tensor, " steps"]:
         """Nats that each stage of coding x (batch, *shape) in steps takes, means over x and `draws` draws: coarse to fine.
 
         First KL(q(z|x) ‖ p(z)) at the largest β, then E log q(z'|x) − log p(z'|z) for each step. The sum is what x costs if
         each code is sent given the one before; coded at once, it costs the rate at the smallest β.
         """
-        draws, seed = checks.whole("draws", draws), _seed(seed)
-        posteriors = [torch.distributions.Independent(torch.distributions.Normal(*_codes(view, x)), 1) for view in self.views]
-        stages = [torch.distributions.kl_divergence(posteriors[0], self.views[0].prior()).mean()]
+        draws, seed = checks.whole("draws", draws), checks.seed("seed", seed, bits=32)
+        codes = [_codes(view, x) for view in self.views]
+        stages = [rate_of(normal(*codes[0]), self.views[0].prior(), len(x)).cpu().double().mean()]
+        posteriors = [normal(*map(double, each)) for each in codes]
         with seeded(seed, self.model.prior().mean.device):
             every = [posterior.sample((draws,)) for posterior in posteriors]
         for step, posterior, (z, new) in zip(self.steps, posteriors[1:], itertools.pairwise(every), strict=True):
-            log_q = posterior.log_prob(new).double().cpu()
+            log_q = posterior.log_prob(new).cpu()
             stages.append((log_q - step.log_prob(new.flatten(0, 1), z.flatten(0, 1)).reshape(log_q.shape)).mean())
-        return torch.stack([stage.double().cpu() for stage in stages])
+        return torch.stack(stages)
 
 
 class Mixture(Sampler):
@@ -158,19 +158,18 @@ class Mixture(Sampler):
 
     def __init__(self, model: Any, x: Float[Tensor, "batch *shape"], n_components: int = 10, draws: int = 5, seed: int = 0):
         super().__init__(model)
-        draws, seed = checks.whole("draws", draws), _seed(seed)
+        draws, seed = checks.whole("draws", draws), checks.seed("seed", seed, bits=32)
         with seeded(seed, model.prior().mean.device):
             z = _draws(model, x, draws)
         self.fitted = _Conditional(_mixture(z, n_components, seed), 0)
 
-    @torch.no_grad()
     def rate(self, x: Float[Tensor, "batch *shape"], draws: int = 5, seed: int = 0) -> float:
         """E log q(z|x) − log mixture(z), nats: what x (batch, *shape) costs if the mixture takes the prior's place."""
-        posterior = torch.distributions.Independent(torch.distributions.Normal(*_codes(self.model, x)), 1)
-        with seeded(_seed(seed), self.model.prior().mean.device):
+        posterior = normal(*map(double, _codes(self.model, x)))
+        with seeded(checks.seed("seed", seed, bits=32), self.model.prior().mean.device):
             z = posterior.sample((checks.whole("draws", draws),))
         flat = z.flatten(0, 1)
-        return (posterior.log_prob(z).double().cpu().flatten() - self.fitted.log_prob(flat, flat[:, :0])).mean().item()
+        return (posterior.log_prob(z).cpu().flatten() - self.fitted.log_prob(flat, flat[:, :0])).mean().item()
 
     def _draw(self, n: int) -> Tensor:
         return self.fitted.sample(self.model.prior().sample((n,))[:, :0])
@@ -195,7 +194,7 @@ class SecondStage(Sampler):
         super().__init__(model)
         if not isinstance(config, training.TrainConfig | None):
             raise ValueError(f"config must be a training.TrainConfig, or None for the default, got {config!r}")
-        seed, place = _seed(seed), model.prior().mean.device
+        seed, place = checks.seed("seed", seed, bits=32), model.prior().mean.device
         config = config or training.TrainConfig(epochs=30, batch_size=256, lr=3e-3, schedule="one_cycle")
         with seeded(seed, place):
             z = _draws(model, x, checks.whole("draws", draws)).cpu().float()
@@ -205,7 +204,7 @@ class SecondStage(Sampler):
             codes = data.Dataset("codes", z, z, z)
             second = models.VAE(codes.shape, z.shape[1], likelihood="gaussian", sigma="global", hidden=hidden)
             # Where the aggregate is white, β = 1 is the collapse threshold of a learned σ, λ_1/mean λ: start well below it.
-            calibration.observation_with_sigma(second).set_variance(torch.tensor(0.25))
+            calibration.observation_with_sigma(second).set_variance(torch.tensor(0.25))  # pyright: ignore[reportOptionalMemberAccess]
             training.fit(second, codes, objectives.VAE(), replace(config, seed=seed, device=place.type))
         self.second = second
 
@@ -269,6 +268,7 @@ def _ladder(model: Any, betas: Sequence[float] | None) -> list[Any]:
     if betas is None:
         views = list(model) if isinstance(model, Sequence) else [model]
     elif not hasattr(model, "at"):
+        check_model(model)  # a run, say
         raise ValueError(
             "betas are for a model with at(beta), as models.MultiBetaVAE; else give a list of models, coarse to fine"
         )
@@ -277,27 +277,18 @@ def _ladder(model: Any, betas: Sequence[float] | None) -> list[Any]:
         if len(set(betas)) < len(betas):
             raise ValueError(f"betas must differ, got {', '.join(f'{beta:g}' for beta in betas)}")
         views = [model.at(beta) for beta in betas]
+    for view in views:
+        if not hasattr(view, "at"):
+            check_model(view)
     if len(views) < 2 or any(hasattr(view, "at") for view in views):
         raise ValueError(
             "a ladder needs at least two βs of one model of many β, or a list of at least two models, coarse to fine"
         )
-    return [_model(view) for view in views]
-
-
-def _model(model: Any) -> Any:
-    if not all(hasattr(model, name) for name in ("posterior", "likelihood", "prior")):
-        raise ValueError(f"needs a model with posterior, likelihood and prior, as models.VAE, got {model!r}")
-    return model
-
-
-def _seed(seed: Any) -> int:
-    """`seed`, if it is one for torch and for scikit-learn."""
-    return int(checks.between("seed", checks.whole("seed", seed, minimum=0), 0, 2**32 - 1))
+    return views
 
 
 def _codes(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    check_data(model, x)
-    checks.examples(x, least=2)
+    check_data(model, x, least=2)
     return encode(model, x)
 
 
@@ -308,10 +299,6 @@ def _draws(model: Any, x: Tensor, draws: int) -> Float[Tensor, "n_draws k"]:
 
 
 def _decode(model: Any, z: Float[Tensor, "n k"], draw: bool = False) -> Float[Tensor, "n *shape"]:
-    size = math.prod(model.likelihood(z[:1]).event_shape)
-    return _parts(lambda part: model.likelihood(part).sample() if draw else model.likelihood(part).mean, z, size)
-
-
-def _parts(work: Callable[[Tensor], Tensor], x: Tensor, size: int | None = None) -> Tensor:
-    """`work` on the rows of x, as many at a time as fit."""
-    return torch.cat([work(part) for part in x.split(max(1, _CHUNK // (size or x[0].numel())))])
+    size = model.likelihood(z[:1]).mean.numel()
+    likelihoods = map(model.likelihood, parts(z, size))
+    return torch.cat([each.sample() if draw else each.mean for each in likelihoods])

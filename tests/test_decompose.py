@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import distributions
 
-from nbvae import analytic, data, estimators, models, objectives, posterior, training
+from nbvae import _tensors, analytic, data, estimators, models, objectives, posterior, training
 from nbvae.estimators import decomposition
-from nbvae.posterior import mixture
 
 TERMS = ("mutual_information", "marginal_kl", "total_correlation", "dimension_kl")
 
@@ -407,8 +406,7 @@ def test_stream_model_and_parts(monkeypatch):
     assert torch.equal(state, torch.random.get_rng_state())
     assert a.mutual_information == b.mutual_information != other.mutual_information
     assert all(parameter.grad is None for parameter in model.parameters())
-    monkeypatch.setattr(decomposition, "_CHUNK", 4 * 7)
-    monkeypatch.setattr(mixture, "_CHUNK", 4 * 6)
+    monkeypatch.setattr(_tensors, "AT_ONCE", 4 * 7)
     parts = estimators.decompose(model, x, n_samples=20, seed=1)
     assert parts.rate == pytest.approx(a.rate, rel=1e-12)
     for name in TERMS:  # the examples' noise is shared, that of z is not

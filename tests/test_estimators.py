@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from nbvae import analytic, data, estimators, models, objectives, training
-from nbvae.estimators import rd
+from nbvae import _tensors, analytic, data, estimators, models, objectives, training
 from nbvae.models import likelihoods
 
 
@@ -60,7 +59,7 @@ def test_standard_errors_are_those_of_independent_repetitions(linear):
 def test_chunks_change_nothing(linear, monkeypatch):
     model, x = linear
     whole = estimators.evaluate(model, x[:100], n_samples=400)
-    monkeypatch.setattr(rd, "_CHUNK", 5 * 7)
+    monkeypatch.setattr(_tensors, "AT_ONCE", 5 * 7)
     parts = estimators.evaluate(model, x[:100], n_samples=400)
     assert parts.rate == pytest.approx(whole.rate, rel=1e-12)
     assert parts.mse == pytest.approx(whole.mse, abs=4 * math.hypot(whole.mse_stderr, parts.mse_stderr) / 20)
@@ -102,10 +101,11 @@ def test_rd_curve_averages_seeds_and_says_how_they_spread():
 def test_bad_input(linear):
     model, x = linear
     for call, message in (
-        (lambda: estimators.evaluate(model, x[:1]), "at least 2 examples"),
+        (lambda: estimators.evaluate(model, x[:0]), "at least 1 example, got 0"),
         (lambda: estimators.evaluate(model, x, n_samples=0), "n_samples must be"),
         (lambda: estimators.evaluate(model, x, beta=0), "beta must be"),
-        (lambda: estimators.rd_curve([], x), "at least one run"),
+        (lambda: estimators.rd_curve([], x), "runs must be a list with at least one"),
+        (lambda: estimators.rd_curve(None, x), "runs must be a list"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             call()
@@ -125,8 +125,9 @@ def test_entropy_of_distinct_rows():
     x = torch.tensor([[0, 1], [0, 1], [1, 1], [0, 0]]).float().reshape(4, 1, 1, 2)
     assert estimators.empirical_entropy(x) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
     assert estimators.empirical_entropy(torch.eye(7)) == pytest.approx(math.log(7))
-    with pytest.raises(ValueError, match="at least one"):
-        estimators.empirical_entropy(torch.zeros(0, 3))
+    for bad in (torch.zeros(0, 3), torch.eye(3).numpy(), torch.full((2, 3), math.nan)):
+        with pytest.raises(ValueError, match="x must"):
+            estimators.empirical_entropy(bad)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import distributions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nbvae import models, posterior
+from nbvae import _tensors, models, posterior
 from nbvae.posterior import _mmd, mixture
 
 
@@ -401,12 +401,12 @@ def test_other_posteriors_are_refused(other):
 def test_codes_are_encoded_in_parts(monkeypatch):
     model = models.VAE((2, 3), 2, likelihood="bernoulli").double()
     x = torch.rand(11, 2, 3)
-    posterior = model.posterior(x.double())
+    expected = model.posterior(x.double())
     for chunk in (1 << 24, 4 * 6, 1):
-        monkeypatch.setattr(mixture, "_CHUNK", chunk)
+        monkeypatch.setattr(_tensors, "AT_ONCE", chunk)
         mean, std = posterior.encode(model, x)
-        np.testing.assert_allclose(mean, posterior.mean.detach(), atol=1e-14)
-        np.testing.assert_allclose(std, posterior.variance.sqrt().detach(), atol=1e-14)
+        np.testing.assert_allclose(mean, expected.mean.detach(), atol=1e-14)
+        np.testing.assert_allclose(std, expected.variance.sqrt().detach(), atol=1e-14)
     assert not mean.requires_grad
 
 

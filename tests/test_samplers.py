@@ -9,7 +9,7 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
-from nbvae import analytic, data, models, samplers, training
+from nbvae import _tensors, analytic, data, models, samplers, training
 
 LADDER = (4.0, 2.0, 1.0)
 SIGMA2 = 0.3
@@ -214,9 +214,9 @@ def test_fitting_leaves_the_global_stream(trained):
 def test_images_do_not_depend_on_how_many_are_decoded_at_once(trained, monkeypatch):
     _, model, many = trained
     for sampler in (samplers.Prior(model), samplers.Recursive(many, (0.1, 1.0, 3.0))):
-        monkeypatch.setattr(samplers, "_CHUNK", 1 << 24)
+        monkeypatch.setattr(_tensors, "AT_ONCE", 1 << 24)
         whole = sampler.sample(20, torch.Generator().manual_seed(0))
-        monkeypatch.setattr(samplers, "_CHUNK", 1000)
+        monkeypatch.setattr(_tensors, "AT_ONCE", 1000)
         if isinstance(sampler, samplers.Prior):
             torch.testing.assert_close(sampler.sample(20, torch.Generator().manual_seed(0)), whole)
         else:
@@ -232,7 +232,7 @@ def test_bad_input_is_answered_in_one_line(trained):
     digits, model, many = trained
     one_line(lambda: samplers.Prior(many), "model.at(beta)")
     one_line(lambda: samplers.Prior(model).sample(0), "n must be")
-    one_line(lambda: samplers.Prior(None), "posterior, likelihood and prior", "None")
+    one_line(lambda: samplers.Prior(None), "posterior(x), likelihood(z) and prior()", "None")
     for generator in (5, np.random.default_rng(0), 0):
         one_line(lambda: samplers.Prior(model).sample(2, generator), "generator must be a torch.Generator")  # noqa: B023
     for seed in ("a", -1, 2**32):
@@ -240,7 +240,7 @@ def test_bad_input_is_answered_in_one_line(trained):
         one_line(lambda: samplers.Chain(many, digits.train, (1.0, 2.0), seed=seed), "seed must be")  # noqa: B023
         one_line(lambda: samplers.SecondStage(model, digits.train, seed=seed), "seed must be")  # noqa: B023
     one_line(lambda: samplers.SecondStage(model, digits.train, {"epochs": 1}), "config must be a training.TrainConfig")
-    one_line(lambda: samplers.Recursive([model, None]), "posterior, likelihood and prior", "None")
+    one_line(lambda: samplers.Recursive([model, None]), "posterior(x), likelihood(z) and prior()", "None")
     one_line(lambda: samplers.Recursive(many, (1.0, 1.0)), "betas must differ, got 1, 1")
     one_line(lambda: samplers.Recursive(many), "at least two")
     one_line(lambda: samplers.Recursive(many, (1.0,)), "at least two")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nbvae import checks, objectives
+from nbvae import checks, objectives, results
 from nbvae.posterior import encode
 
 
@@ -20,6 +20,9 @@ class Moments(NamedTuple):
     second_moment_stderr: Float[Tensor, " k"]
     mean_covariance: Float[Tensor, "k k"]  # Cov_x[μ], divided by N: DIP-VAE I's S
     covariance: Float[Tensor, "k k"]  # Cov_x[μ] + E diag σ²: DIP-VAE II's S, the covariance of q(z)
+    n: int | None = None  # examples
+
+    estimates, estimate, to_frame = results.Quantities.estimates, results.Quantities.estimate, results.Quantities.to_frame
 
     @property
     def off_diagonal(self) -> float:
@@ -27,7 +30,6 @@ class Moments(NamedTuple):
         return (self.mean_covariance.square().sum() - self.mean_covariance.diagonal().square().sum()).item()
 
 
-@torch.no_grad()
 def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
     """Moments of the aggregated posterior of x (batch, *shape), exact: no draws.
 
@@ -35,8 +37,7 @@ def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
     linear first layer of the decoder, each `second_moment` is 1 and each `mean` 0, for rescaling or shifting a latent costs
     nothing else: a check of convergence, necessary and not sufficient.
     """
-    objectives.check_input(model, x)
-    checks.examples(x, least=2)
+    objectives.check_input(model, x, least=2)
     mean, std = (part.cpu().double() for part in encode(model, x))
     second = mean.square() + std.square()
     covariance = torch.cov(mean.T, correction=0).reshape(mean.shape[-1], -1)
@@ -48,27 +49,27 @@ def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
         second.std(0) / root,
         covariance,
         covariance + std.square().mean(0).diag(),
+        len(x),
     )
 
 
 @dataclass(frozen=True, eq=False)
-class ActiveUnits:
+class ActiveUnits(results.Quantities):
     """Latents whose posterior mean varies over the data by more than the threshold."""
 
     count: int
     active: Bool[Tensor, " k"]
     variance: Float[Tensor, " k"]  # Var_x[μ_i], divided by N − 1
     variance_stderr: Float[Tensor, " k"]
+    n: int | None = None  # examples
 
 
 def active_units(model: objectives.Model, x: Float[Tensor, "batch ..."], threshold: float = 0.01) -> ActiveUnits:
     """Latents with Var_x[μ_i(x)] > `threshold` on x (Burda et al. 2016, section 5.2)."""
+    objectives.check_input(model, x, least=2)
     threshold = checks.positive("threshold", threshold)
-    objectives.check_input(model, x)
-    checks.examples(x, least=2)
-    with torch.no_grad():
-        mean = encode(model, x)[0].cpu().double()
+    mean = encode(model, x)[0].cpu().double()
     variance = mean.var(0)
     # The standard error of a variance, from the spread of the squared deviations.
     error = (mean - mean.mean(0)).square().std(0) / len(x) ** 0.5
-    return ActiveUnits(int((variance > threshold).sum()), variance > threshold, variance, error)
+    return ActiveUnits(int((variance > threshold).sum()), variance > threshold, variance, error, len(x))

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from nbvae import checks, objectives
+from nbvae import checks, objectives, results
+from nbvae._measuring import log_likelihood, measured, rate_of
 from nbvae._randomness import seeded
-from nbvae._tensors import double
-from nbvae.estimators.evidence import Estimate
+from nbvae._tensors import double, parts, portions
 from nbvae.posterior import (
     check_reference,
     encode,
@@ -24,22 +24,20 @@ from nbvae.posterior import (
     pairwise,
     partition,
 )
-
-# Pixel values held at once: 64 MiB in float32.
-_CHUNK = 1 << 24
+from nbvae.results import Estimate
 
 _DRAWS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
-class Decomposition:
+class Decomposition(results.Quantities):
     """D, R and the terms of R for x drawn from the reference, nats, with standard errors over the examples x.
 
     For the reference itself, as an enumerated data set, the values with own component are exact. For the population behind it,
     and an encoder that was not trained on this reference, they are bounds: ② lies between `mutual_information`, where q(z)
     contains x's own component, and `mutual_information_upper`, where it is left out; ④ between `marginal_kl_lower` and
     `marginal_kl`, the other way round (in expectation over the reference). `mutual_information` cannot exceed `log_n`: see
-    `saturated`.
+    `saturated`. `estimate` and `to_frame` have each by its name: `estimate("rate")`.
     """
 
     n_reference: int
@@ -68,6 +66,8 @@ class Decomposition:
     between_groups_stderr: float | None = None
     within_groups: float | None = None  # HFVAE's (i): the sum of the total correlations within each group
     within_groups_stderr: float | None = None
+    n: int | None = None  # what the standard errors are over: so many
+    over: str = "examples"  # of these; of a mean, "runs"
 
     @property
     def saturated(self) -> bool:
@@ -82,7 +82,7 @@ class Decomposition:
             raise ValueError("a mean is of decompositions; held-out examples have CrossTerms, which are none")
         if len(runs) < 2 or len({(run.n_reference, run.within_groups is None) for run in runs}) > 1:
             raise ValueError("a mean needs at least two decompositions with one reference size and the same groups")
-        values: dict[str, Any] = {"n_reference": runs[0].n_reference, "log_n": runs[0].log_n}
+        values: dict[str, Any] = {"n_reference": runs[0].n_reference, "log_n": runs[0].log_n, "n": len(runs), "over": "runs"}
         for name in (field.name for field in fields(cls) if f"{field.name}_stderr" in cls.__dataclass_fields__):
             if getattr(runs[0], name) is not None:
                 each = torch.stack([torch.as_tensor(getattr(run, name), dtype=torch.float64) for run in runs])
@@ -131,7 +131,7 @@ def _line(terms: object, label: str, name: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class CrossTerms:
+class CrossTerms(results.Quantities):
     """The same expectations for held-out x against another data set's q(z): nats.
 
     Not divergences, so each may be negative and log N bounds none. Where x and the reference are independent draws of one
@@ -154,6 +154,7 @@ class CrossTerms:
     cross_correlation_stderr: float
     cross_dimension: float
     cross_dimension_stderr: float
+    n: int | None = None  # held-out examples
 
     def __str__(self) -> str:
         labels = {
@@ -168,7 +169,7 @@ class CrossTerms:
         return "\n".join([head, *(_line(self, label, name) for name, label in labels.items())])
 
 
-@torch.no_grad()
+@measured
 def decompose(
     model: objectives.Model,
     x: Float[Tensor, "batch ..."],
@@ -188,17 +189,17 @@ def decompose(
 
     Posterior and prior must be diagonal Gaussians. Raises `ValueError` for fewer than two examples in x or in the reference.
     """
-    objectives.check_data(model, x)
-    checks.examples(x, least=2)
+    objectives.check_data(model, x, least=2)
     reference = x if reference is None else reference
     objectives.check_input(model, reference, "the reference")
     check_reference(reference)
     n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
+    seed = checks.seed("seed", seed)
     prior = model.prior()
     mean_and_std(prior)
     mean, std = encode(model, reference)
     k = mean.shape[-1]
-    parts = None if groups is None else partition(groups, k)
+    chosen = None if groups is None else partition(groups, k)
     own = _own_rows(x, reference)
     with seeded(seed, prior.mean.device):
         z, columns = _draws(model, x, n_samples)
@@ -226,11 +227,12 @@ def decompose(
             "total_correlation": "cross_correlation",
             "dimension_kl": "cross_dimension",
         }
-        return CrossTerms(len(reference), **_means({other.get(name, name): v for name, v in values.items()}, n_samples))
+        named = {other.get(name, name): value for name, value in values.items()}
+        return CrossTerms(len(reference), **_means(named, n_samples), n=len(x))
     values["mutual_information_upper"] = log_own - log_q_rest
     values["marginal_kl_lower"] = log_q_rest - log_p.sum(-1)
-    if parts is not None:
-        joint = torch.stack([log_density(flat[:, list(p)], mean[:, list(p)], std[:, list(p)]) for p in parts]).sum(0)
+    if chosen is not None:
+        joint = torch.stack([log_density(flat[:, list(g)], mean[:, list(g)], std[:, list(g)]) for g in chosen]).sum(0)
         values["between_groups"] = log_q - joint
         values["within_groups"] = joint - singles.sum(-1)
     vectors = {"dimension_kl_per_latent": singles - log_p, "information_per_latent": own_singles - singles}
@@ -241,6 +243,7 @@ def decompose(
         **{name: each.mean(0) for name, each in vectors.items()},
         **{f"{name}_stderr": each.std(0) / len(x) ** 0.5 for name, each in vectors.items()},
         **_means(values, n_samples),
+        n=len(x),
     )
 
 
@@ -257,7 +260,7 @@ def _draws(model: objectives.Model, x: Tensor, n_samples: int) -> tuple[Float[Te
     """z ~ q(z|x), `n_samples` for each x, with distortion and rate (draws, n) and log q(z_d|x) (draws, n, k) in float64."""
     prior = model.prior()
     codes, columns = [], {"distortion": [], "rate": [], "log_own": []}
-    for part in x.split(max(1, _CHUNK // x[0].numel())):
+    for part in parts(x):
         part = part.to(prior.mean)
         posterior = model.posterior(part)
         mean, std = (double(each) for each in mean_and_std(posterior))
@@ -265,10 +268,11 @@ def _draws(model: objectives.Model, x: Tensor, n_samples: int) -> tuple[Float[Te
         # In float64: a float32 z misses its own posterior where that is narrower than the rounding of its mean.
         z = mean + std * double(noise)
         codes.append(z)
-        columns["distortion"].append(torch.stack([-model.likelihood(one.to(part)).log_prob(part) for one in z]))
-        columns["rate"].append(torch.distributions.kl_divergence(posterior, prior).expand(z.shape[:-1]))
+        some = z.to(part).split(list(portions(n_samples, part.numel())))
+        columns["distortion"].append(torch.cat([-log_likelihood(model, each, part) for each in some]))
+        columns["rate"].append(rate_of(posterior, prior, len(part)).expand(z.shape[:-1]))
         columns["log_own"].append(torch.distributions.Normal(mean, std, validate_args=False).log_prob(z))
-    return torch.cat(codes, 1), {name: double(torch.cat(parts, 1)) for name, parts in columns.items()}
+    return torch.cat(codes, 1), {name: double(torch.cat(each, 1)) for name, each in columns.items()}
 
 
 def _own_rows(x: Tensor, reference: Tensor) -> Int64[Tensor, " batch"] | None:
@@ -294,8 +298,10 @@ class MinibatchTerms(NamedTuple):
     total_correlation: Estimate
     dimension_kl: Estimate
 
+    estimates, estimate, to_frame = results.Quantities.estimates, results.Quantities.estimate, results.Quantities.to_frame
 
-@torch.no_grad()
+
+@measured
 def minibatch_terms(
     model: objectives.Model,
     reference: Float[Tensor, "n ..."],
@@ -311,9 +317,11 @@ def minibatch_terms(
     objectives.check_input(model, reference, "the reference")
     check_reference(reference)
     batch_size, n_batches = checks.whole("batch_size", batch_size), checks.whole("n_batches", n_batches, minimum=2)
+    seed = checks.seed("seed", seed)
+    # In float64, as a float32 z misses its own posterior where that is narrower than the rounding of its mean.
+    mean, std = map(double, encode(model, reference))
     prior = model.prior()
-    weights = log_weights(estimator, batch_size, len(reference), prior.mean)
-    mean, std = encode(model, reference)
+    weights = log_weights(estimator, batch_size, len(reference), mean)
     rows = []
     with seeded(seed, mean.device):
         for _ in range(n_batches):
@@ -322,7 +330,7 @@ def minibatch_terms(
             z = torch.normal(mu, sigma)
             log_q = mix(pairwise(z, mu, sigma), weights)
             own = torch.distributions.Normal(mu, sigma, validate_args=False).log_prob(z).sum(-1)
-            log_p, singles = prior.log_prob(z), log_q.latents.sum(-1)
+            log_p, singles = double(prior.log_prob(z.to(prior.mean))), log_q.latents.sum(-1)
             ratios = (own - log_q.joint, log_q.joint - log_p, log_q.joint - singles, singles - log_p)
             rows.append(torch.stack([ratio.mean() for ratio in ratios]))
-    return MinibatchTerms(*map(Estimate.of, torch.stack(rows, 1)))
+    return MinibatchTerms(*(Estimate.of(row, "batches") for row in torch.stack(rows, 1)))

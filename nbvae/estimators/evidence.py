@@ -4,40 +4,19 @@ No training here: every function works without gradients of the weights, in nats
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nbvae import checks, objectives
+from nbvae._measuring import log_likelihood, measured, modules, rate_of
 from nbvae._randomness import seeded
-
-# Pixel values held at once, whatever the number of examples and draws: 32 MiB in float32.
-_CHUNK = 1 << 23
-
-
-class Estimate(NamedTuple):
-    """A mean over examples, nats, its standard error over them, and the values (batch,) that it is the mean of."""
-
-    value: float
-    stderr: float
-    per_example: Float[Tensor, " batch"]
-
-    @classmethod
-    def of(cls, per_example: Float[Tensor, " batch"]) -> "Estimate":
-        per_example = per_example.cpu().double()
-        error = per_example.std() / len(per_example) ** 0.5 if len(per_example) > 1 else torch.tensor(math.nan)
-        return cls(per_example.mean().item(), error.item(), per_example)
-
-    def __float__(self) -> float:
-        return self.value
-
-    def __str__(self) -> str:
-        return f"{self.value:.4f} ± {self.stderr:.4f}"
+from nbvae._tensors import parts, portions
+from nbvae.results import Estimate
 
 
-@torch.no_grad()
+@measured
 def iwae(model: objectives.Model, x: Float[Tensor, "batch ..."], n_samples: int = 500, seed: int = 0) -> Estimate:
     """The importance-weighted bound log (1/K) Σ_k p(x, z_k)/q(z_k|x), z_k ~ q(z|x), K = `n_samples` (Burda et al. 2016, eq. 8).
 
@@ -46,25 +25,24 @@ def iwae(model: objectives.Model, x: Float[Tensor, "batch ..."], n_samples: int 
     x is (batch, *shape); the value is for one example, in nats: higher is better. Its standard error is over the examples,
     with the draws' noise in it; `per_example` has the bound of each.
     """
-    n_samples = checks.whole("n_samples", n_samples)
     objectives.check_data(model, x)
-    checks.examples(x)
+    n_samples, seed = checks.whole("n_samples", n_samples), checks.seed("seed", seed)
     prior = model.prior()
     values = []
     with seeded(seed, prior.mean.device):
-        for part in _parts(x, 1):
+        for part in parts(x):
             part = part.to(prior.mean)
             posterior = model.posterior(part)
-            at_once = max(1, _CHUNK // part.numel())
             total = torch.full((len(part),), -math.inf, dtype=torch.float64)
-            for start in range(0, n_samples, at_once):
-                z = posterior.sample((min(at_once, n_samples - start),))
-                weight = model.likelihood(z).log_prob(part) + prior.log_prob(z) - posterior.log_prob(z)
+            for count in portions(n_samples, part.numel()):
+                z = posterior.sample((count,))
+                weight = log_likelihood(model, z, part) + prior.log_prob(z) - posterior.log_prob(z)
                 total = torch.logaddexp(total, weight.cpu().double().logsumexp(0))
             values.append(total - math.log(n_samples))
     return Estimate.of(torch.cat(values))
 
 
+@measured
 def ais(
     model: objectives.Model,
     x: Float[Tensor, "batch ..."],
@@ -88,35 +66,37 @@ def ais(
     for the run that counts: adapting in that run would spoil the bounds. x is (batch, *shape); nats for one example, with the
     standard error over examples.
     """
-    n_chains, n_steps = checks.whole("n_chains", n_chains), checks.whole("n_steps", n_steps)
-    n_leapfrog = checks.whole("n_leapfrog", n_leapfrog)
     objectives.check_data(model, x)
-    checks.examples(x)
+    n_chains, n_steps = checks.whole("n_chains", n_chains), checks.whole("n_steps", n_steps)
+    n_leapfrog, seed = checks.whole("n_leapfrog", n_leapfrog), checks.seed("seed", seed)
+    if any(each.is_inference() for module in modules(model) for each in module.parameters(recurse=False)):
+        raise ValueError("ais needs gradients in z, which a model made in torch.inference_mode has not: make it outside")
     prior = model.prior()
     k = prior.event_shape[-1]
     if posterior_samples is not None:
-        shape = getattr(posterior_samples, "shape", (0,))
-        if tuple(shape[1:]) != (len(x), k) or shape[0] == 0:
-            raise ValueError(f"posterior_samples must be a tensor (chains, {len(x)}, {k}), got the shape {tuple(shape)}")
+        given = tuple(posterior_samples.shape) if isinstance(posterior_samples, Tensor) else type(posterior_samples).__name__
+        if given[1:] != (len(x), k) or given[0] == 0:
+            raise ValueError(f"posterior_samples must be a tensor (chains, {len(x)}, {k}), got {given}")
         n_chains = len(posterior_samples)
     ramp = torch.linspace(-4, 4, n_steps + 1, dtype=torch.float64).sigmoid()
     times = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
     values, done = [], 0
-    with seeded(seed, prior.mean.device):
-        for part in _parts(x, n_chains):
-            path = _Path(model, part.to(prior.mean), n_leapfrog)
+    # The moves take gradients in z, also where the caller has switched gradients off; copies are no inference tensors.
+    with seeded(seed, prior.mean.device), torch.inference_mode(False), torch.no_grad():
+        for part in parts(x, n_chains * x[0].numel()):
+            path = _Path(model, part.to(prior.mean, copy=True), n_leapfrog)
             sizes = path.pilot(times, n_chains)
             if posterior_samples is None:
                 weight = path.forward(times, prior.sample((n_chains, len(part))), sizes)
                 values.append(weight.logsumexp(0) - math.log(n_chains))
             else:
-                weight = path.backward(times, posterior_samples[:, done : done + len(part)].to(prior.mean), sizes)
+                weight = path.backward(times, posterior_samples[:, done : done + len(part)].to(prior.mean, copy=True), sizes)
                 values.append(math.log(n_chains) - (-weight).logsumexp(0))
             done += len(part)
     return Estimate.of(torch.cat(values))
 
 
-@torch.no_grad()
+@measured
 def gap(
     model: objectives.Model, x: Float[Tensor, "batch ..."], evidence: Estimate, n_samples: int = 100, seed: int = 0
 ) -> Estimate:
@@ -126,24 +106,22 @@ def gap(
     the paired difference. An `evidence` below log p(x) makes the gap too small by as much.
     """
     objectives.check_data(model, x)
-    if len(evidence.per_example) != len(x):
-        raise ValueError(f"evidence is for {len(evidence.per_example)} examples, x has {len(x)}")
-    n_samples = checks.whole("n_samples", n_samples)
+    per_example = getattr(evidence, "per_example", None)
+    if per_example is None or len(per_example) != len(x):
+        found = f"is for {len(per_example)} examples" if per_example is not None else f"has none: {checks.short(evidence)}"
+        raise ValueError(f"evidence must be an Estimate of iwae or ais with a value for each of {len(x)} examples; it {found}")
+    n_samples, seed = checks.whole("n_samples", n_samples), checks.seed("seed", seed)
     prior = model.prior()
     elbo = []
     with seeded(seed, prior.mean.device):
-        for part in _parts(x, 1):
+        for part in parts(x):
             part = part.to(prior.mean)
             posterior = model.posterior(part)
-            value = -torch.distributions.kl_divergence(posterior, prior).cpu().double()
-            for _ in range(n_samples):
-                value = value + model.likelihood(posterior.sample()).log_prob(part).cpu().double() / n_samples
+            value = -rate_of(posterior, prior, len(part)).cpu().double()
+            for count in portions(n_samples, part.numel()):
+                value += log_likelihood(model, posterior.sample((count,)), part).cpu().double().sum(0) / n_samples
             elbo.append(value)
-    return Estimate.of(evidence.per_example - torch.cat(elbo))
-
-
-def _parts(x: Tensor, copies: int) -> tuple[Tensor, ...]:
-    return x.split(max(1, _CHUNK // (copies * x[0].numel())))
+    return Estimate.of(torch.as_tensor(per_example).cpu().double() - torch.cat(elbo))
 
 
 class _Path:
@@ -180,13 +158,13 @@ class _Path:
 
     @torch.no_grad()
     def log_likelihood(self, z: Tensor) -> Tensor:
-        return self.model.likelihood(z).log_prob(self.x)
+        return log_likelihood(self.model, z, self.x)
 
     def energy(self, z: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """−log f_t(z) (chains, batch) and its gradient."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            value = -self.model.prior().log_prob(z) - t * self.model.likelihood(z).log_prob(self.x)
+            value = -self.model.prior().log_prob(z) - t * log_likelihood(self.model, z, self.x)
             return value.detach(), torch.autograd.grad(value.sum(), z)[0]
 
     def move(self, z: Tensor, t: float, size: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -10,15 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nbvae import checks, curves, objectives
+from nbvae._measuring import check_examples, log_prob, measured, rate_of, repeated
 from nbvae._randomness import seeded
-
-# Values of x̂ that are held at once, whatever the size of the data: 64 MiB in float32.
-_CHUNK = 1 << 24
+from nbvae._tensors import parts, portions
+from nbvae.results import Estimate
 
 _DRAWS = 10_000
 
 
-@torch.no_grad()
+@measured
 def evaluate(
     model: objectives.Model, x: Float[Tensor, "..."], beta: float = 1.0, n_samples: int | None = None, seed: int = 0
 ) -> curves.RDPoint:
@@ -29,31 +30,35 @@ def evaluate(
     standard errors are those of the mean over the examples: the draws' noise is part of them. `beta` only labels the point
     and weighs its loss D + βR. The draws come from `seed` and leave torch's stream as it was.
     """
-    beta = checks.positive("beta", beta)
     objectives.check_data(model, x)
-    checks.examples(x, least=2)
-    like = model.prior().mean
+    beta, seed = checks.positive("beta", beta), checks.seed("seed", seed)
     n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
+    prior = model.prior()
     columns = []
-    with seeded(seed, like.device):
-        for part in x.split(max(1, _CHUNK // x[0].numel())):
-            part = part.to(like)
+    with seeded(seed, prior.mean.device):
+        for part in parts(x):
+            part = part.to(prior.mean)
             posterior = model.posterior(part)
-            rate = torch.distributions.kl_divergence(posterior, model.prior())
-            distortion = mse = torch.zeros_like(rate)
-            for _ in range(n_samples):
-                likelihood = model.likelihood(posterior.sample())
-                distortion = distortion - likelihood.log_prob(part)
-                mse = mse + (part - likelihood.mean).square().flatten(1).sum(-1)
-            columns.append(torch.stack([rate, distortion / n_samples, mse / n_samples]).cpu())
-    rate, distortion, mse = torch.cat(columns, -1).double()
-    loss = distortion + beta * rate
-    values = {name: value.mean().item() for name, value in (("rate", rate), ("distortion", distortion), ("mse", mse))}
-    errors = {
-        f"{name}_stderr": (value.std() / len(value) ** 0.5).item()
-        for name, value in (("rate", rate), ("distortion", distortion), ("mse", mse), ("loss", loss))
-    }
-    return curves.RDPoint(beta=beta, **values, **errors)
+            sums = torch.zeros(2, len(part), dtype=torch.float64)
+            for count in portions(n_samples, part.numel()):
+                z = posterior.sample((count,))
+                rows, likelihood = repeated(part, z), model.likelihood(z.flatten(0, 1))
+                each = torch.stack([-log_prob(likelihood, rows), (rows - likelihood.mean).square().flatten(1).sum(-1)])
+                sums += each.unflatten(1, (count, -1)).cpu().double().sum(1)
+            columns.append(torch.cat([rate_of(posterior, prior, len(part)).cpu().double()[None], sums / n_samples]))
+    rate, distortion, mse = map(Estimate.of, torch.cat(columns, -1))
+    loss = Estimate.of(distortion.values + beta * rate.values)
+    return curves.RDPoint(
+        beta=beta,
+        rate=rate.value,
+        distortion=distortion.value,
+        mse=mse.value,
+        rate_stderr=rate.stderr,
+        distortion_stderr=distortion.stderr,
+        mse_stderr=mse.stderr,
+        loss_stderr=loss.stderr,
+        n_examples=len(x),
+    )
 
 
 def rd_curve(
@@ -69,14 +74,14 @@ def rd_curve(
     each seed) give the points of `betas`.
 
     Where several runs share a β (seeds), the point is their mean and its standard errors are those of that mean over the
-    runs: the spread of training, on the same examples. A single run has the standard errors of `evaluate`, over examples.
+    runs: the spread of training, on the same examples. It keeps the points of the runs, each with the seed that it was trained
+    with: `to_frame` has a row for each, and `regret(other, paired=True)` compares seed by seed. A single run has the standard
+    errors of `evaluate`, over examples.
 
     Raises `ValueError` for no runs, or for runs of one β whose models differ in their settings (σ, say): split them first.
     """
     points = []
-    runs = [runs] if hasattr(runs, "model") or hasattr(runs, "posterior") else list(runs)
-    if not runs:
-        raise ValueError("rd_curve needs at least one run")
+    runs = [runs] if hasattr(runs, "model") or hasattr(runs, "posterior") else checks.listed("runs", runs)
     if betas is not None:
         many = [_model(run) for run in runs]
         if not all(hasattr(model, "at") for model in many):
@@ -84,8 +89,7 @@ def rd_curve(
         if any(getattr(model, "config", None) != getattr(many[0], "config", None) for model in many):
             raise ValueError("the models have different settings: one curve for each, please")
         for beta in checks.listed("betas", betas):
-            measured = [evaluate(model.at(beta), x, beta, n_samples, seed) for model in many]
-            points.append(measured[0] if len(measured) == 1 else curves.RDPoint.mean_of(measured))
+            points.append(_mean(runs, [evaluate(model.at(beta), x, beta, n_samples, seed) for model in many]))
         return curves.RDCurve(points)
     for run in runs:
         if not isinstance(getattr(getattr(run, "objective", None), "beta", None), Real):
@@ -97,9 +101,15 @@ def rd_curve(
         same = list(group)
         if any(getattr(run.model, "config", None) != getattr(same[0].model, "config", None) for run in same):
             raise ValueError(f"the runs of β = {beta} have models of different settings: one curve for each, please")
-        measured = [evaluate(run.model, x, beta, n_samples, seed) for run in same]
-        points.append(measured[0] if len(measured) == 1 else curves.RDPoint.mean_of(measured))
+        points.append(_mean(same, [evaluate(run.model, x, beta, n_samples, seed) for run in same]))
     return curves.RDCurve(points)
+
+
+def _mean(runs: Sequence[Any], points: Sequence[curves.RDPoint]) -> curves.RDPoint:
+    """The point of one run, or the mean of several, which keeps theirs, each with the seed that its run was trained with."""
+    seeds = [getattr(getattr(run, "config", None), "seed", None) for run in runs]
+    points = [replace(point, seed=seed) for point, seed in zip(points, seeds, strict=True)]
+    return points[0] if len(points) == 1 else curves.RDPoint.mean_of(points)
 
 
 def _model(run: Any) -> Any:
@@ -112,7 +122,6 @@ def empirical_entropy(x: Float[Tensor, "..."]) -> float:
 
     The bound D + R >= H needs it, for a decoder that is a probability mass on discrete data (Alemi et al. 2018).
     """
-    if not len(x):
-        raise ValueError("the entropy of a data set needs at least one example")
+    check_examples(x)
     counts = torch.unique(x.flatten(1), dim=0, return_counts=True)[1].double()
     return -(counts / len(x) * (counts / len(x)).log()).sum().item()

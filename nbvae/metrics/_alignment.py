@@ -10,7 +10,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from nbvae import checks, results
-from nbvae._tensors import double
 
 
 class Alignment(NamedTuple):
@@ -51,21 +50,21 @@ def alignment(means_a: Float[Tensor, "n k"], means_b: Float[Tensor, "n k"], thre
     n, k = means_a.shape
     if n <= k + 1:
         raise ValueError(f"{n} examples of {k} latents: at least {k + 2} are needed")
-    a, b = double(means_a.detach()), double(means_b.detach()).to(means_a.device)
+    a, b = (means.detach().cpu().double() for means in (means_a, means_b))
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ValueError("means must be finite")
     a, b = a - a.mean(0), b - b.mean(0)
     on_a, on_b = ((x.square().mean(0) > threshold) for x in (a, b))
     active = int(min(on_a.sum(), on_b.sum()))
-    channels, partner = torch.full((k,), math.nan), torch.full((k,), -1)
+    channels, partner = torch.full((k,), math.nan, dtype=torch.float64), torch.full((k,), -1)
     if not active:
         return Alignment(math.nan, math.nan, math.nan, math.nan, 0, channels, partner)
     unit_a, unit_b = (x / x.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny) for x in (a, b))
     correlation = (unit_a.T @ unit_b).abs().clamp(max=1.0)
     both = on_a & on_b
-    channels[both] = correlation.diagonal()[both].float()
+    channels[both] = correlation.diagonal()[both]
     rows, columns = on_a.nonzero().flatten(), on_b.nonzero().flatten()
-    pairs = linear_sum_assignment(correlation[rows][:, columns].cpu().numpy(), maximize=True)
+    pairs = linear_sum_assignment(correlation[rows][:, columns].numpy(), maximize=True)
     chosen = [rows[torch.from_numpy(pairs[0])], columns[torch.from_numpy(pairs[1])]]
     partner[chosen[0]] = chosen[1]
     # Canonical correlations are the cosines between the spaces that the active latents span.

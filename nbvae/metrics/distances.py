@@ -120,7 +120,7 @@ def coverage(
     90 to 99 times in 100, and 86 where a few far samples with wide balls decide.
     """
     real, fake = _features(real, fake)
-    k, n_bootstrap, seed = checks.whole("k", k), _repeats(n_bootstrap), checks.whole("seed", seed, minimum=0)
+    k, n_bootstrap, seed = checks.whole("k", k), _repeats(n_bootstrap), checks.seed("seed", seed)
     n, least = min(len(real), len(fake)), (k + 1) * (1 + (n_bootstrap > 0))
     if n < least:
         halves = " and an interval" * (n_bootstrap > 0)
@@ -168,7 +168,7 @@ def _moments(x: Tensor, weight: Tensor) -> tuple[Float[Tensor, " d"], Float[Tens
 def _resamplings(sizes: tuple[int, ...], n_bootstrap: int, seed: int) -> list[tuple[Tensor, ...]]:
     """How often each sample stands in each set: once, and in `n_bootstrap` resamplings with replacement."""
     n_bootstrap = _repeats(n_bootstrap)
-    generator = torch.Generator().manual_seed(checks.whole("seed", seed, minimum=0))
+    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     once = [tuple(torch.ones(size, dtype=torch.float64) for size in sizes)]
     return once + [
         tuple(torch.randint(size, (size,), generator=generator).bincount(minlength=size).double() for size in sizes)
@@ -212,7 +212,7 @@ def _shares(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], k: int) -> l
     around = torch.cat([(part <= radius_real).sum(1) for part in _apart(fake, real)])  # reals' balls around each fake
     in_fake = [((part <= radius_fake).any(1), part.amin(1)) for part in _apart(real, fake)]
     inside, nearest = (torch.cat(each) for each in zip(*in_fake, strict=True))
-    shares = around > 0, inside, around / k, nearest <= radius_real
+    shares = around > 0, inside, around.double() / k, nearest <= radius_real
     return [share.double().mean().item() for share in shares]
 
 

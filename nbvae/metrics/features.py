@@ -62,7 +62,7 @@ def classifier(dataset: data.Dataset, hidden: Sequence[int] = (256, 32), epochs:
     if not isinstance(dataset, data.Dataset):
         raise ValueError(f"dataset must be a data.Dataset, as data.load gives, got {dataset!r}")
     hidden = tuple(checks.whole("hidden", width) for width in checks.listed("hidden", hidden))
-    epochs, seed = checks.whole("epochs", epochs), checks.whole("seed", seed, minimum=0)
+    epochs, seed = checks.whole("epochs", epochs), checks.seed("seed", seed, bits=32)
     if dataset.train_labels is None or dataset.test_labels is None:
         raise ValueError(f"{dataset.name} has no labels to train a classifier on: give an extractor of your own")
     names = "-".join(map(str, (*hidden, epochs, seed)))

@@ -4,7 +4,7 @@ Posteriors are diagonal Gaussians; leading dimensions are models that are traine
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nbvae import checks
-from nbvae._tensors import double
+
+# Pairs (z, component) per block: half a MiB in float32.
+_BLOCK = 1 << 17
 
 MINIBATCH = ("weighted", "stratified", "hfvae")
 
@@ -22,19 +24,63 @@ def pairwise(
 ) -> Float[Tensor, "*models batch n k"]:
     """log N(z_jd; mean_id, std_id²) of every z_j under every component i, for each latent d, with gradients.
 
-    For each latent a matrix product of (z², z, 1) with the coefficients of the expanded square, half the time of broadcast
-    differences. It cancels where posteriors are narrow against their distance from each other: in float64 by 10⁻¹⁶
-    mean²/std², far less than the rounding of a float32 z.
+    From the differences, which are exact however narrow the posteriors are: expanded into a matrix product, their squares
+    cancel by 10⁻⁷ mean²/std² in float32, and so do the gradients.
     """
-    like = z
-    z, mean, std = (double(part) for part in (z, mean, std))
-    centre = mean.detach().mean(-2, keepdim=True)  # cancellation grows with the distance from the origin
-    z, mean = z - centre, mean - centre
-    precision = std**-2
-    constant = -0.5 * precision * mean.square() - std.log() - 0.5 * math.log(2 * math.pi)
-    features = torch.stack([z.square(), z, torch.ones_like(z)], -1).transpose(-2, -3)
-    factors = torch.stack([-0.5 * precision, precision * mean, constant], -1).transpose(-2, -3)
-    return (features @ factors.mT).to(like).movedim(-3, -1)
+    leading = torch.broadcast_shapes(*(part.shape[:-2] for part in (z, mean, std)))
+    rows = [part.expand(*leading, *part.shape[-2:]).mT.flatten(0, -2).contiguous() for part in (z, mean, std)]
+    return _Pairs.apply(*rows).unflatten(0, (*leading, z.shape[-1])).movedim(-3, -1)
+
+
+class _Pairs(torch.autograd.Function):
+    """log N(z_j; mean_i, std_i²) (m, batch, n) for z (m, batch), mean and std (m, n): m latents, of all models.
+
+    In blocks that stay in the cache, which makes it as fast as a matrix product, and a third of the time that plain
+    differences take.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        precision, constant = std.reciprocal(), -std.log() - 0.5 * math.log(2 * math.pi)
+        pairs = z.new_empty(*z.shape, mean.shape[-1])
+        for some in _blocks(pairs.shape):
+            apart = (z[some].unsqueeze(-1) - mean[some].unsqueeze(-2)).mul_(precision[some].unsqueeze(-2))
+            torch.addcmul(constant[some].unsqueeze(-2), apart, apart, value=-0.5, out=pairs[some])
+        return pairs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Tensor) -> tuple[Any, Any]:
+        """The models that are mapped over have their latents side by side."""
+        n = info.batch_size
+        moved = [x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(inputs, in_dims, strict=True)]
+        return _Pairs.apply(*(x.flatten(0, 1) for x in moved)).unflatten(0, (n, -1)), 0
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (z, mean, std), gradient = ctx.saved_tensors, gradients[0]
+        precision = std.reciprocal()
+        if torch.is_grad_enabled():  # the gradient is to be differentiated itself
+            apart = (z.unsqueeze(-1) - mean.unsqueeze(-2)) * precision.unsqueeze(-2)
+            by_mean = gradient * apart * precision.unsqueeze(-2)
+            return -by_mean.sum(-1), by_mean.sum(-2), (by_mean * apart - gradient * precision.unsqueeze(-2)).sum(-2)
+        by_z, by_mean, by_std = torch.empty_like(z), torch.empty_like(mean), torch.empty_like(std)
+        for some in _blocks(gradient.shape):
+            apart = (z[some].unsqueeze(-1) - mean[some].unsqueeze(-2)).mul_(precision[some].unsqueeze(-2))
+            slope = gradient[some] * apart
+            by_z[some] = (slope @ precision[some].unsqueeze(-1)).squeeze(-1)
+            by_mean[some] = slope.sum(-2)
+            by_std[some] = slope.mul_(apart).sub_(gradient[some]).sum(-2)
+        return -by_z, by_mean * precision, by_std * precision
+
+
+def _blocks(shape: torch.Size) -> Iterator[slice]:
+    """Slices of the first dimension of (m, batch, n)."""
+    rows = max(1, _BLOCK // (shape[1] * shape[2]))
+    return (slice(top, top + rows) for top in range(0, shape[0], rows))
 
 
 def log_weights(estimator: str, batch: int, n: int, like: Tensor) -> Float[Tensor, "batch batch"]:
@@ -97,8 +143,9 @@ class _LogSum(torch.autograd.Function):
         ctx.save_for_backward(x, weight, terms, total)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, weight: Tensor, dim: int) -> tuple[Any, Any]:
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
         """Leading dimensions are left alone: the models' is put in front."""
+        x, weight, dim = inputs
         x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
         if in_dims[1] is not None:
             weight = weight.movedim(in_dims[1], 0)

@@ -11,13 +11,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, distributions
 
-from nbvae._tensors import double
+from nbvae._measuring import check_input, measured
+from nbvae._tensors import double, parts
 
 # Pairs (z, component) per block. The block is written and read several times, so it should stay in the cache: 1 MiB in float32.
 _BLOCK = 1 << 18
-
-# Pixel values that are encoded at once: 64 MiB in float32.
-_CHUNK = 1 << 24
 
 # The largest rounding error of a float32 result that is accepted, in nats, before it is computed in float64.
 _TOLERANCE = 1e-3
@@ -31,12 +29,13 @@ def mean_and_std(posterior: distributions.Distribution) -> tuple[Tensor, Tensor]
     return base.mean, base.stddev
 
 
-@torch.no_grad()
+@measured
 def encode(model: Any, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
     """Means and standard deviations of the posteriors of all of x (N, *shape), encoded in parts."""
+    check_input(model, x)
     like = model.prior().mean
-    parts = [mean_and_std(model.posterior(part.to(like))) for part in x.split(max(1, _CHUNK // x[0].numel()))]
-    mean, std = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    codes = [mean_and_std(model.posterior(part.to(like))) for part in parts(x)]
+    mean, std = (torch.cat(columns) for columns in zip(*codes, strict=True))
     return mean, std
 
 
