@@ -72,6 +72,8 @@ def settle(model: Any, objective: Any, dataset: data.Dataset, seed: int) -> None
     """Set an "optimal" σ from the training set, and say so where a σ has come to rest on its floor."""
     observation = observation_with_sigma(model)
     floors = {}
+    if observation is None and not hasattr(objective, "at_floor"):
+        return
     with seeded(seed, model.prior().mean.device), measuring(model):
         if observation is not None and observation.mode == "optimal":
             update(model, dataset.draw(dataset.train))
