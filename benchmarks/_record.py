@@ -1,6 +1,7 @@
 """A file of results that a benchmark fills entry by entry, each beside a note of how it was made. No benchmark itself."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -43,10 +44,13 @@ class Record:
         # Now, not when an entry ends: this is the code that is loaded.
         self.session = {"command": command} | code(ROOT) | machine()
 
-    def share(self, holder: dict[str, Any], **values: Any) -> None:
-        """Keep values that belong to all entries in `holder`, `known` or a part of it, where they have to stay the same."""
+    def share(self, holder: dict[str, Any], rounding: float = 0.0, **values: Any) -> None:
+        """Keep values that belong to all entries in `holder`, `known` or a part of it, where they have to stay the same.
+
+        `rounding` is the share by which numbers that are computed again may be off.
+        """
         for name, value in json.loads(json.dumps(values)).items():
-            if holder.setdefault(name, value) != value:
+            if not _alike(holder.setdefault(name, value), value, rounding):
                 raise SystemExit(f"{self.out} was made with another {name}: give another --out, or remove it")
 
     def entry(self, make: Callable[[], Any], *path: str) -> Any:
@@ -77,6 +81,14 @@ class Record:
         for name in path[:-1]:
             top = top.setdefault(name, {})
         return top
+
+
+def _alike(a: Any, b: Any, rounding: float) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[key], b[key], rounding) for key in a)
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=rounding)
+    return a == b
 
 
 def code(root: Path) -> dict[str, Any]:

@@ -52,7 +52,8 @@ class Study:
         self.reference = self.train[: PLAN["reference"]]
         # What images that no model has made have: training images against test images.
         train = metrics.frechet_distance(self.extract(self.dataset.train), self.real, n_bootstrap=200)
-        self.record.share(self.record.provenance, accuracy=self.extract.accuracy, real=len(self.real), train=train._asdict())
+        floor = {"accuracy": self.extract.accuracy, "real": len(self.real), "train": train._asdict()}
+        self.record.share(self.record.provenance, 1e-4, **floor)
 
     def sweep(self, make: Callable[[], Any], kinds: Sequence[Any], seeds: Sequence[int], passes: int, rate: float) -> list[Any]:
         config = training.TrainConfig(passes, 100 if rate > 4e-3 else 64, rate, "one_cycle")

@@ -85,6 +85,11 @@ def test_other_shared_values_are_refused_in_one_line(tmp_path):
     other = write(tmp_path, "third")
     with pytest.raises(SystemExit, match="another accuracy"):
         other.share(other.provenance, accuracy=0.8)
+    with pytest.raises(SystemExit, match="another accuracy"):
+        other.share(other.provenance, accuracy=0.9000001)
+    with pytest.raises(SystemExit, match="another accuracy"):
+        other.share(other.provenance, 1e-4, accuracy=0.901)
+    other.share(other.provenance, 1e-4, accuracy=0.9000001)
     assert (tmp_path / "out.json").read_text() == text
 
 
