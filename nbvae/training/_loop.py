@@ -154,7 +154,7 @@ def _clip(parameters: Sequence[Tensor], most: float, leading: int) -> None:
     norm = torch.stack([gradient.flatten(leading).square().sum(-1) for gradient in gradients]).sum(0).sqrt()
     scale = (most / norm).clamp(max=1.0)
     for gradient in gradients:
-        gradient.mul_(scale.view(*scale.shape, *[1] * (gradient.dim() - leading)))
+        gradient.mul_(scale.view((*scale.shape, *[1] * (gradient.dim() - leading))))
 
 
 class _Record:
@@ -252,7 +252,7 @@ class _Record:
     def _copy(self, source: list[Tensor], target: list[Tensor], kept: Tensor) -> None:
         """Copy `source` to `target` for the models that are not `kept`."""
         for one, other in zip(source, target, strict=True):
-            other.copy_(torch.where(kept.view(*kept.shape, *[1] * (other.dim() - kept.dim())), other, one))
+            other.copy_(torch.where(kept.view((*kept.shape, *[1] * (other.dim() - kept.dim()))), other, one))
 
 
 def _problem(steps: Tensor, epoch: int, data: Tensor) -> str:

@@ -434,7 +434,7 @@ def _two_steps(
                     turned = values[name].shape != as_used[name].shape or values[name].stride() != as_used[name].stride()
                     found["gradient", f"{name}, step {step}"] = gradient.mT.clone() if turned else gradient
                     length = gradient.reshape(*gradient.shape[:leading], -1).norm(dim=-1) + 1e-30
-                    values[name].sub_(1e-3 * gradient / length.view(*length.shape, *[1] * (gradient.dim() - leading)))
+                    values[name].sub_(1e-3 * gradient / length.view((*length.shape, *[1] * (gradient.dim() - leading))))
         found |= {("buffer", f"{name}, step {step}"): as_used[name].detach().double() for name in values if name not in trained}
     return found
 
