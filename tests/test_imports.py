@@ -43,6 +43,7 @@ ROWS = [
     "training.store",
     "training.calibration",
     "training.stacking",
+    "training.mapping",
     "training._loop",
     "training._fit",
     "training._sweep",

@@ -15,7 +15,8 @@ def test_the_code_of_the_readme_runs_in_an_empty_folder(tmp_path):
     first = re.sub(r"epochs=\d+", "epochs=1", first)
     own = re.sub(r"epochs=\d+", "epochs=1", own)
     (tmp_path / "one.py").write_text(first)
-    (tmp_path / "two.py").write_text(f"{own}\n{test}\ntest_free_bits_without_free_bits_is_the_beta_vae()\nprint(again.objective)")
+    called = "test_free_bits_without_free_bits_is_the_beta_vae()\nprint(again.objective)"
+    (tmp_path / "two.py").write_text(f"{own}\n{test}\n{called}")
     for script in ("one.py", "two.py"):
         run = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr

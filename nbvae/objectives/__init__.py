@@ -11,7 +11,7 @@ from nbvae.objectives.adversarial import FactorVAE
 from nbvae.objectives.log_mse import LogMSE
 from nbvae.objectives.multi_beta import MultiBeta
 from nbvae.objectives.penalties import DIPVAEI, DIPVAEII, InfoVAE
-from nbvae.objectives.protocol import Loss, Model, Terms, check_data, check_input, elbo_terms
+from nbvae.objectives.protocol import Loss, Model, Objective, Terms, check_data, check_input, elbo_terms
 from nbvae.objectives.weighted import HFVAE, VAE, AnchorVAE, BetaTCVAE, BetaVAE, Capacity, InformationDropout
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Loss",
     "Model",
     "MultiBeta",
+    "Objective",
     "Terms",
     "check_data",
     "check_input",

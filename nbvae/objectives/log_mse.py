@@ -4,17 +4,17 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, distributions
 
 from nbvae import checks
+from nbvae._measuring import measuring
 from nbvae.models import likelihoods
-from nbvae.objectives.protocol import Loss, Model, Terms, set_field, weights_on
+from nbvae.objectives.protocol import Loss, Model, Objective, Terms, set_field, weights_on
 
 
 @dataclass(frozen=True)
-class LogMSE:
+class LogMSE(Objective):
     """n/2 (log(2π MSE_i/n) + 1) + βR: the Gaussian loss at each example's own best σ_i² = MSE_i/n (Kim & Lee 2024).
 
     This is a training score, not a likelihood: σ_i is chosen with x in view, and exp(−score) does not integrate to one over x.
@@ -49,10 +49,10 @@ class LogMSE:
         terms = Terms(score, distributions.kl_divergence(posterior, prior))
         return Loss(score.mean(-1) + self.beta * terms.rate.mean(-1), terms)
 
-    @torch.no_grad()
     def at_floor(self, model: Model, x: Float[Tensor, "batch *shape"]) -> float:
         """The share of the σ_i, over one draw of z for each x, that are on the floor."""
-        mse, _ = self._mean_error(model.likelihood(model.posterior(x := x.to(model.prior().mean)).sample()), x)
+        with measuring(model):
+            mse, _ = self._mean_error(model.likelihood(model.posterior(x := x.to(model.prior().mean)).sample()), x)
         return (mse <= likelihoods.FLOOR**2).double().mean().item()
 
     def _mean_error(self, likelihood: distributions.Distribution, x: Tensor) -> tuple[Tensor, int]:

@@ -10,11 +10,11 @@ from torch import Tensor, distributions
 
 from nbvae import checks
 from nbvae._randomness import streams
-from nbvae.objectives.protocol import Loss, Terms, set_field, weights_on
+from nbvae.objectives.protocol import Loss, Objective, Terms, set_field, weights_on
 
 
 @dataclass(frozen=True)
-class MultiBeta:
+class MultiBeta(Objective):
     """E_β β^(−power) (D + βR) of a `models.MultiBetaVAE`, log β uniform over its range: the whole curve in one training.
 
     Each example has its own β. The draws of a batch are stratified, one in each of `batch` equal parts of log β's range, from

@@ -1,9 +1,11 @@
 """What objectives ask of a model, and the ELBO's terms at one draw of z, with gradients: what they are made of."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor, distributions
+from torch import Tensor, distributions, nn
 
 from nbvae import checks
 from nbvae._measuring import check_data, check_input, check_model, measured, measuring
@@ -12,6 +14,7 @@ from nbvae.posterior import check_reference, mean_and_std
 __all__ = [
     "Loss",
     "Model",
+    "Objective",
     "Terms",
     "check_data",
     "check_input",
@@ -135,7 +138,33 @@ def not_negative_fields(objective: object, *names: str) -> None:
         set_field(objective, name, checks.not_negative(name, getattr(objective, name)))
 
 
-class NeedsFixedCodes:
+class Objective:
+    """What training asks of an objective beside being called: as it is here, nothing. Rows override what they need.
+
+    An objective of one's own need not inherit it: `hook` takes from here what it lacks.
+
+    >>> from nbvae import objectives
+    >>> objectives.Objective().companion(latent_dim=8) is None
+    True
+    """
+
+    def check(self, model: Any, dataset: Any) -> None:
+        """Raise `ValueError` for a model or a data set that the objective cannot be used with."""
+
+    def companion(self, latent_dim: int) -> nn.Module | None:
+        """A network that is trained beside the model, on `companion_loss` and with Adam at `lr`; None for none."""
+
+    def at_floor(self, model: Any, x: Tensor) -> float:
+        """The share of the σs of the objective's own, for the examples x, that are on their floor."""
+        return 0.0
+
+
+def hook(objective: Any, name: str) -> Callable[..., Any]:
+    """The method of this name of an objective, or `Objective`'s where it has none."""
+    return getattr(objective, name, None) or functools.partial(getattr(Objective, name), objective)
+
+
+class NeedsFixedCodes(Objective):
     """An objective whose exact terms, or whose companion, need the training set's codes, the same at every step."""
 
     estimator: str

@@ -18,6 +18,7 @@ from nbvae.objectives.protocol import (
     Loss,
     Model,
     NeedsFixedCodes,
+    Objective,
     components,
     draw_terms,
     elbo_terms,
@@ -29,7 +30,7 @@ from nbvae.posterior import MINIBATCH, LogDensities, check_reference, log_weight
 
 
 @dataclass(frozen=True)
-class VAE:
+class VAE(Objective):
     """−ELBO = D + R (Kingma & Welling 2013; Rezende et al. 2014).
 
     >>> import torch
@@ -50,7 +51,7 @@ class VAE:
 
 
 @dataclass(frozen=True)
-class BetaVAE:
+class BetaVAE(Objective):
     """D + βR (Higgins et al. 2017): minus the slope of the rate–distortion curve at the optimum is β.
 
     - `beta`: what a nat of rate costs in nats of distortion, > 0. β = 1 is the VAE.
@@ -76,7 +77,7 @@ class BetaVAE:
 
 
 @dataclass(frozen=True)
-class Capacity:
+class Capacity(Objective):
     """D + γ·|E[R] − C(t)|: a target for the mean rate (Burgess et al. 2018, eq. 8; Alemi et al. 2018).
 
     The absolute value is of the batch's mean rate. γ = 1 with C = 0 is the VAE.

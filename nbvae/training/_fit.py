@@ -11,6 +11,7 @@ from torch import nn
 from nbvae import checks, data, objectives
 from nbvae._measuring import check_model
 from nbvae._randomness import Streams, seeded
+from nbvae.objectives.protocol import hook
 from nbvae.training import _loop, calibration, stacking
 from nbvae.training._config import TrainConfig, device
 from nbvae.training.store import Run
@@ -96,12 +97,9 @@ def train_one(
 
 def companion_of(objective: Any, model: Any, seed: int) -> nn.Module | None:
     """The network that an objective trains beside the model (FactorVAE's discriminator), if it has one."""
-    make = getattr(objective, "companion", None)
-    if make is None:
-        return None
     prior = model.prior().mean
     with seeded(seed, prior.device):
-        made = make(prior.shape[-1])
+        made = hook(objective, "companion")(prior.shape[-1])
     return made if made is None else made.to(prior)
 
 
@@ -142,9 +140,7 @@ def accept(model: Any, dataset: Any, objective: Any, config: Any) -> None:
     elif stacking.is_own(objective) and not isinstance(objective, objectives.MultiBeta):
         raise ValueError(f"a model of many β is trained with objectives.MultiBeta(), got {objective}")
     accept_config(config)
-    refuse = getattr(objective, "check", None)
-    if callable(refuse):
-        refuse(model, dataset)
+    hook(objective, "check")(model, dataset)
     # Dynamic binarisation makes 0/1 pixels of grey ones: check a draw.
     check = getattr(model, "check", None)
     if callable(check):

@@ -17,7 +17,7 @@ from torch import nn
 from nbvae import checks, data
 from nbvae._randomness import Streams, seeded
 from nbvae.objectives import NAMED, Loss
-from nbvae.training import _loop, calibration, stacking
+from nbvae.training import _loop, calibration, mapping, stacking
 from nbvae.training._config import TrainConfig, device
 from nbvae.training._fit import Diverged, Objective, accept, accept_config, accept_data, companion_of, made, train_one
 from nbvae.training.store import Run
@@ -121,7 +121,7 @@ class _Stack:
     """Cells that are trained as one."""
 
     cells: list[_Cell]
-    trainee: stacking.Broadcast | stacking.Mapped
+    trainee: stacking.Broadcast | mapping.Mapped
     streams: Streams
     calibrated: bool
 
@@ -196,7 +196,7 @@ def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> t
         streams = Streams([cell.config.seed for cell in some], place)
         beside = [companion_of(cell.objective, cell.model, cell.config.seed) for cell in some]
         companions = [each for each in beside if each is not None]
-        kind = stacking.Broadcast if own else stacking.Mapped
+        kind = stacking.Broadcast if own else mapping.Mapped
         calibrated = calibration.is_optimal(some[0].model)
         try:
             trainee = kind([cell.model for cell in some], [cell.objective for cell in some], companions, streams)
@@ -212,12 +212,12 @@ def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> t
 
 
 def _disagreement(
-    trainee: stacking.Mapped, cells: list[_Cell], dataset: data.Dataset, streams: Streams, calibrated: bool
+    trainee: mapping.Mapped, cells: list[_Cell], dataset: data.Dataset, streams: Streams, calibrated: bool
 ) -> str | None:
-    some = dataset.train[: 2 * stacking.ROWS].to(streams.place)
+    some = dataset.train[: 2 * mapping.ROWS].to(streams.place)
     with seeded(0, streams.place):
         reference = dataset.draw(some)
-    x = streams.spread(reference[: stacking.ROWS])
+    x = streams.spread(reference[: mapping.ROWS])
 
     def step_of(model: Any, objective: Any, x: Any, companion: Any, step: int) -> list[Any]:
         known = reference.to(x.dtype)
@@ -242,16 +242,16 @@ def _train(stacks: list[_Stack], dataset: data.Dataset, config: TrainConfig) -> 
         except Exception as error:
             if isinstance(stack.trainee, stacking.Broadcast):
                 raise
-            return stacking.in_one_line(error)
+            return mapping.in_one_line(error)
         return results, time.perf_counter() - start
 
-    before = stacking.random_states(stacks[0].streams.place) if stacks else []
+    before = mapping.random_states(stacks[0].streams.place) if stacks else []
     outcomes = _in_threads(work, stacks, stop) if stacks else []
-    moved = bool(stacks) and stacking.random_states(stacks[0].streams.place) != before
+    moved = bool(stacks) and mapping.random_states(stacks[0].streams.place) != before
     reasons: set[str | None] = set()
     for stack, outcome in zip(stacks, outcomes, strict=True):
-        if not isinstance(outcome, str) and moved and isinstance(stack.trainee, stacking.Mapped):
-            outcome = stacking.DRAWS
+        if not isinstance(outcome, str) and moved and isinstance(stack.trainee, mapping.Mapped):
+            outcome = mapping.DRAWS
         if isinstance(outcome, str):
             reasons.add(outcome)
             continue

@@ -12,6 +12,7 @@ from nbvae import checks, data, objectives
 from nbvae._measuring import measuring
 from nbvae._randomness import seeded
 from nbvae.models import likelihoods
+from nbvae.objectives.protocol import hook
 
 # Values that are decoded at once: 64 MiB in float32.
 _CHUNK = 1 << 24
@@ -72,16 +73,14 @@ def settle(model: Any, objective: Any, dataset: data.Dataset, seed: int) -> None
     """Set an "optimal" σ from the training set, and say so where a σ has come to rest on its floor."""
     observation = observation_with_sigma(model)
     floors = {}
-    if observation is None and not hasattr(objective, "at_floor"):
-        return
-    with seeded(seed, model.prior().mean.device), measuring(model):
-        if observation is not None and observation.mode == "optimal":
-            update(model, dataset.draw(dataset.train))
+    with seeded(seed, model.prior().mean.device):
+        if is_optimal(model):
+            with measuring(model):
+                update(model, dataset.draw(dataset.train))
         some = dataset.draw(dataset.train[:1000])
         if observation is not None:
             floors[f"sigma={observation.mode!r}"] = at_floor(_at_smallest_beta(model), some)
-        if hasattr(objective, "at_floor"):
-            floors[f"the sigma of {objective}"] = objective.at_floor(model, some)
+        floors[f"the sigma of {objective}"] = hook(objective, "at_floor")(model, some)
     for name, share in floors.items():
         if share:
             _log.warning(
