@@ -236,7 +236,8 @@ def _train(stacks: list[_Stack], dataset: data.Dataset, config: TrainConfig) -> 
     def work(stack: _Stack) -> tuple[list[Any], float] | str:
         start = time.perf_counter()
         try:
-            results = _loop.train(stack.trainee, dataset, config, stack.streams, stack.calibrated, stop)
+            with stack.trainee.untouched():
+                results = _loop.train(stack.trainee, dataset, config, stack.streams, stack.calibrated, stop)
         except InterruptedError:
             raise
         except Exception as error:

@@ -1,8 +1,8 @@
 """Stacks of any modules and objectives: what is written for one model, mapped over the stacked weights by `torch.func`."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +53,10 @@ class Mapped:
         place = None if streams.of_model is None else 0
         return vmap(one, in_dims=(0, 0, 0, place), randomness="same")(values, numbers, self.index, x)
 
+    def untouched(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing but weights and buffers of the members is changed inside: not what a forward pass leaves in attributes."""
+        return _attributes_kept(self.held)
+
     @torch.no_grad()
     def write(self) -> None:
         """Give each model its weights."""
@@ -67,7 +71,7 @@ class Mapped:
         `function(model, objective, x, companion, step)` gives the losses whose sum is to be minimised. Compared are they, their
         gradients and the buffers; in float64, where the members compute in it. Neither they nor torch's stream are changed.
         """
-        with _attributes_kept(self.held):
+        with self.untouched():
             try:
                 alone, dtype = self._alone(function, x, seeds, torch.float64), torch.float64
             except Exception:  # code with tensors of its own type
@@ -110,11 +114,11 @@ class Mapped:
         """Two steps of the stack with the members' streams."""
         values = {name: _copied(value, dtype) for name, value in self.values.items()}
         as_used = {name: value.mT if name in self.turned else value for name, value in values.items()}
-        numbers = {name: value.to(dtype) for name, value in self.numbers.items()}
+        in_dtype = numbers(self.each, torch.empty((), dtype=dtype, device=self.streams.place))
         streams = Streams(seeds, self.streams.place)
 
         def call(step: int) -> Any:
-            return self._map(functools.partial(function, step=step), as_used, numbers, x.to(dtype), streams)
+            return self._map(functools.partial(function, step=step), as_used, in_dtype, x.to(dtype), streams)
 
         return _two_steps(call, values, as_used, 1)
 
@@ -187,7 +191,7 @@ def random_states(place: torch.device) -> list[bytes]:
     return [state.numpy().tobytes() for state in states]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Put back what forward passes leave behind in attributes that are neither parameters nor buffers."""
     parts = [part for module in modules for part in module.modules()]

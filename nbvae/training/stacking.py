@@ -11,6 +11,7 @@ There are two ways to run a stack, and both give what each model alone gives:
 both ways and compares.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -262,6 +263,10 @@ class Broadcast:
     def call(self, function: Callable[..., Any], x: Tensor, streams: Streams | None = None) -> Any:
         """`function(model, objective, x, companion)` for all models at once."""
         return function(Streamed(self.stacked, streams or self.streams, 1), self.objective, x, self.companion)
+
+    def untouched(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing but weights and buffers of the members is changed inside."""
+        return contextlib.nullcontext()
 
     def write(self) -> None:
         """Give each model its weights."""
