@@ -144,7 +144,7 @@ def repeated(x: Float[Tensor, "batch *shape"], z: Float[Tensor, "*draws batch k"
 def _per_example(what: str, value: Tensor, n: int) -> Tensor:
     if value.shape != (n,):
         raise ValueError(
-            f"{what} must be a distribution with one log-density for each of {n} examples, got {tuple(value.shape)}: "
-            "make the dimensions of an example its event with torch.distributions.Independent"
+            f"{what} must have one log-density for each row, the shape {(n,)}, got {tuple(value.shape)}: "
+            "make the other dimensions its event with torch.distributions.Independent"
         )
     return value

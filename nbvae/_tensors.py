@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-# Values that are encoded or decoded at once, whatever the size of the data: 64 MiB in float32.
-AT_ONCE = 1 << 24
+# Values that are encoded or decoded at once, whatever the size of the data: 2 MiB in float32. Larger parts leave the cache
+# and are slower.
+AT_ONCE = 1 << 19
 
 
 def double(x: Tensor) -> Tensor:
