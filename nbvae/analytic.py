@@ -177,13 +177,13 @@ def linear_elbo_terms(
     - `encoder`: V (k, n); `encoder_bias`: a (k,), default 0; `variance`: v (k,) > 0.
     - `decoder`: W (n, k); `decoder_bias`: b (n,), default 0.
 
-    Raises `ValueError` if a shape does not fit, a value is not finite, a variance not positive or Σ not symmetric.
+    Raises `ValueError` if a shape does not fit, a value is not finite, a variance not positive, or Σ no covariance: not
+    symmetric, or with a negative eigenvalue.
 
     >>> linear_elbo_terms([3.0, 1.0], encoder=[[0.0, 0.0]], decoder=[[0.0], [0.0]], variance=[1.0])
     (0.0, 4.0)
     """
-    sigma, epsilon = _real("cov", cov)
-    sigma = np.diag(sigma) if sigma.ndim == 1 else _symmetric("cov", sigma, epsilon)
+    sigma = _covariance("cov", cov)
     n = len(sigma)
     v = _positive("variance", variance)
     k = v.size
@@ -219,10 +219,20 @@ def linear_four_terms(
         ② = ½ [log det S − Σ_i log v_i]        ④ = ½ [tr S + ‖c‖² − k − log det S]
         TC = ½ [Σ_i log S_ii − log det S]       DW_i = ½ [S_ii + c_i² − 1 − log S_ii]
 
-    Arguments and errors are those of `linear_elbo_terms`.
+    - `cov`: Σ (n, n), symmetric, or the spectrum (n,) of a diagonal one.
+    - `encoder`: V (k, n); `encoder_bias`: a (k,), default 0.
+    - `variance`: v (k,), above zero.
+    - `mean`: m (n,), default 0.
+
+    Returns the terms in nats, expectations over the data. Raises `ValueError` as `linear_elbo_terms` does.
+
+    >>> terms = linear_four_terms([1.0, 1.0], encoder=[[0.6, 0.0], [0.6, 0.0]], variance=[0.64, 0.64])
+    >>> round(terms.total_correlation, 5), round(terms.dimension_kl, 5)  # each latent is N(0, 1), their correlation 0.36
+    (0.0694, 0.0)
+    >>> round(terms.rate, 5), round(terms.mutual_information + terms.marginal_kl, 5)
+    (0.44629, 0.44629)
     """
-    sigma, epsilon = _real("cov", cov)
-    sigma = np.diag(sigma) if sigma.ndim == 1 else _symmetric("cov", sigma, epsilon)
+    sigma = _covariance("cov", cov)
     n = len(sigma)
     v = _positive("variance", variance)
     k = v.size
@@ -249,10 +259,21 @@ def linear_four_terms(
 def linear_evidence(
     x: Array, decoder: Array, sigma2: float, decoder_bias: Array | None = None
 ) -> tuple[Float[np.ndarray, " batch"], Float[np.ndarray, "batch k"], Float[np.ndarray, "k k"]]:
-    """Exact log p(x) (batch,) of the decoder N(Wz + b, σ²I) under the prior N(0, I), and its true posterior p(z|x).
+    """Exact log p(x) of the decoder N(Wz + b, σ²I) under the prior N(0, I), and its true posterior p(z|x).
 
-    With M = WᵀW/σ² + I the posterior is N(M⁻¹Wᵀ(x − b)/σ², M⁻¹): its means (batch, k) and covariance (k, k) come second and
-    third. p(x) = N(b, WWᵀ + σ²I) (Tipping & Bishop 1999, eqs. 3 and 7). x is (batch, n).
+    With M = WᵀW/σ² + I these are p(x) = N(b, WWᵀ + σ²I) and p(z|x) = N(M⁻¹Wᵀ(x − b)/σ², M⁻¹) (Tipping & Bishop 1999, eqs. 3
+    and 7).
+
+    - `x`: the examples (batch, n).
+    - `decoder`: W (n, k); `decoder_bias`: b (n,), default 0.
+    - `sigma2`: the noise's variance σ², a finite number above zero.
+
+    Returns log p(x) of each example (batch,), in nats, and of the posterior the means (batch, k) and the covariance (k, k),
+    which is the same for every x. Raises `ValueError` if a shape does not fit or a value is not finite.
+
+    >>> evidence, means, covariance = linear_evidence([[1.0]], decoder=[[1.0]], sigma2=1.0)  # p(x) is N(0, 2)
+    >>> evidence.round(5).tolist(), means.tolist(), covariance.tolist()
+    ([-1.51551], [[0.5]], [[0.5]])
     """
     rows, w = _real("x", x)[0], _real("decoder", decoder)[0]
     if rows.ndim != 2 or w.ndim != 2 or rows.shape[1] != len(w):
@@ -359,11 +380,7 @@ def _real(name: str, value: Array) -> tuple[np.ndarray, float]:
         if array.dtype.kind not in "biuf":
             raise TypeError(f"its dtype is {array.dtype}")
         array = array.astype(np.float64)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # strings, ragged lists, tensors on a device or with gradients
+    except (TypeError, ValueError, RuntimeError) as error:  # strings, ragged lists, tensors on a device or with gradients
         raise ValueError(f"{name} must be an array of real numbers: {str(error).splitlines()[0]}") from None
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, it holds nan or inf")
@@ -386,6 +403,14 @@ def _shaped(name: str, value: Array | None, shape: tuple[int, ...]) -> np.ndarra
     return array
 
 
+def _covariance(name: str, value: Array) -> np.ndarray:
+    """`value`, a covariance or the spectrum of a diagonal one, as a matrix (n, n) without negative eigenvalues."""
+    matrix, epsilon = _real(name, value)
+    matrix = _symmetric(name, np.diag(matrix) if matrix.ndim == 1 else matrix, epsilon)
+    _no_negative(name, np.linalg.eigvalsh(matrix), epsilon)
+    return matrix
+
+
 def _symmetric(name: str, value: np.ndarray, epsilon: float) -> np.ndarray:
     if value.ndim != 2 or value.shape[0] != value.shape[1] or not value.size:
         raise ValueError(f"{name} must be a square matrix (n, n) or a spectrum (n,), got the shape {value.shape}")
@@ -399,9 +424,15 @@ def _spectrum(name: str, values: np.ndarray, epsilon: float) -> np.ndarray:
     if values.ndim != 1 or not values.size:
         raise ValueError(f"{name} must be a spectrum of the shape (n,), got the shape {values.shape}")
     values = np.sort(values)[::-1]
-    tolerance = len(values) * epsilon * abs(values).max()
-    if values[-1] < -tolerance:
-        raise ValueError(f"{name} must have no negative eigenvalue, got {values[-1]:.6g}")
+    tolerance = _no_negative(name, values, epsilon)
     if values[0] <= 0:
         raise ValueError(f"{name} must not be zero: data without variance have nothing to encode")
     return np.where(values > tolerance, values, 0.0)
+
+
+def _no_negative(name: str, values: np.ndarray, epsilon: float) -> float:
+    """What counts as zero beside these eigenvalues; `ValueError` if one is below minus that."""
+    tolerance = len(values) * epsilon * float(abs(values).max())
+    if values.min() < -tolerance:
+        raise ValueError(f"{name} must have no negative eigenvalue, got {values.min():.6g}")
+    return tolerance

@@ -26,6 +26,10 @@ def begin(cells: Sequence[str]) -> None:
     - Figures become SVG with stable identifiers, so that equal results give equal bytes.
 
     `cells` holds the source of the cells run so far, as IPython's `In` does.
+
+    >>> import matplotlib
+    >>> with matplotlib.rc_context():  # here alone, so that the style ends with the example
+    ...     begin(["epochs: int = 60", "notebook.begin(In)"])
     """
     import matplotlib as mpl
     from IPython.core.getipython import get_ipython
@@ -199,7 +203,15 @@ def _markdown(
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """What book/recorded/NAME.json keeps of a benchmark; `FileNotFoundError` outside a copy of the repository."""
+    """What book/recorded/NAME.json keeps of a study or a benchmark, as its keys and values.
+
+    - `name`: the name of a record, without its folder and ending. Write it out: the builder reads it in the source.
+
+    Raises `FileNotFoundError` for a record that there is not, as everywhere outside a copy of the repository.
+
+    >>> recorded("multi_beta_digits")["plan"]["betas"]
+    [0.05, 0.1, 0.3, 1.0, 3.0, 10.0]
+    """
     path = Path(__file__).parents[1] / "book" / "recorded" / f"{name}.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: recorded results are part of the repository, not of the installed library")
@@ -209,11 +221,23 @@ def recorded(name: str) -> dict[str, Any]:
 def slider(frames: Mapping[str, Any], label: str, describe: str) -> Any:
     """matplotlib figures under a slider that needs no kernel and no network; they are closed.
 
-    `frames`: the figure for each value of what `label` names; `describe`: what they show, for those who cannot see them.
+    - `frames`: the figure for each value of what the slider moves, in its order; at least one.
+    - `label`: the name of what it moves.
+    - `describe`: what the figures show, for those who cannot see them; label and value are put behind it.
+
+    Returns what a notebook shows as HTML, the pictures inside it. Raises `ValueError` without figures.
+
+    >>> import matplotlib.pyplot as plt
+    >>> page = slider({"0.1": plt.figure(), "1": plt.figure()}, "β", "An empty page at")
+    >>> page.data.count("<img"), "An empty page at β = 0.1." in page.data
+    (2, True)
     """
     import matplotlib.pyplot as plt
     from IPython.display import HTML
 
+    if not isinstance(frames, Mapping) or not frames:
+        raise ValueError(f"frames must be a figure for each value, at least one, got {checks.short(frames)}")
+    frames = {str(value): figure for value, figure in frames.items()}
     pictures = []
     for value, figure in frames.items():
         buffer = io.BytesIO()
@@ -238,7 +262,14 @@ def slider(frames: Mapping[str, Any], label: str, describe: str) -> Any:
 
 
 def check_parameters(cells: Sequence[str]) -> None:
-    """Raise `ValueError` if papermill's injected cell sets a name that no cell before it sets."""
+    r"""Raise `ValueError` if the cell that papermill injected sets a name that no cell before it sets.
+
+    `cells` holds the source of the cells run so far, as IPython's `In` does.
+
+    >>> check_parameters(["epochs = 60", "# Parameters\nepohcs = 2"])
+    Traceback (most recent call last):
+    ValueError: unknown parameter epohcs; this notebook has: epochs
+    """
     declared: set[str] = set()
     for source in cells:
         names = _assigned(source)

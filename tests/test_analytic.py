@@ -631,6 +631,10 @@ def test_evidence_against_the_joint_gaussian():
         lambda: analytic.linear_four_terms([[1, 0.5], [0.4, 1]], [[1, 0]], [1.0]),
         lambda: analytic.linear_four_terms([1, 2], [[1, 0]], [1.0], mean=[1]),
         lambda: analytic.linear_four_terms([1, 2], [[1, 0]], [1.0], encoder_bias=[1, 2]),
+        lambda: analytic.linear_four_terms([-5, 2], [[1, 0]], [1.0]),  # else the logarithm of a negative determinant's size
+        lambda: analytic.linear_four_terms([[1, 2], [2, 1]], [[1, -1]], [1.0]),
+        lambda: analytic.linear_elbo_terms([1, -1e-3], [[1, 0]], [[1], [0]], [1.0]),
+        lambda: analytic.linear_elbo_terms([], np.zeros((1, 0)), np.zeros((0, 1)), [1.0]),
         lambda: analytic.linear_evidence([1.0, 2.0], [[1.0], [1.0]], 1.0),
         lambda: analytic.linear_evidence([[1.0, 2.0]], [[1.0, 1.0]], 1.0),
         lambda: analytic.linear_evidence([[1.0, 2.0]], [[1.0], [1.0]], 0.0),

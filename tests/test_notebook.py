@@ -281,6 +281,19 @@ def test_a_slider_shows_one_frame_at_a_time_without_a_network():
     assert '<"10">' not in page
 
 
+def test_a_slider_takes_numbers_and_refuses_to_show_nothing():
+    import matplotlib.pyplot as plt
+
+    page = notebook.slider({0.1: plt.figure(), 1: plt.figure()}, "β", "Digits at").data
+    assert "<output>0.1</output>" in page
+    assert 'data-values="[&quot;0.1&quot;, &quot;1&quot;]"' in page
+    for frames in ({}, [plt.figure()], None):
+        with pytest.raises(ValueError, match="frames must be a figure for each value, at least one") as error:
+            notebook.slider(frames, "β", "Digits at")
+        assert "\n" not in str(error.value)
+    plt.close("all")
+
+
 def test_recorded_results_are_found_and_missing_ones_named():
     assert notebook.recorded("multi_beta_digits")["budget"] == "digits"
     with pytest.raises(FileNotFoundError, match=r"nosuch\.json is missing") as error:
