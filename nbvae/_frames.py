@@ -17,8 +17,16 @@ MEASURED = COLUMNS[-3:]
 def frame_of(rows: Sequence[Mapping[str, Any]], **columns: Any) -> pd.DataFrame:
     """A tidy frame of rows, each with a quantity, value, stderr and n, and of `columns` that are the same in all of them.
 
+    - `rows`: mappings from names of columns to values, as `results.row_of` makes them.
+    - `columns`: names and values of columns that are the same in all rows; one that is None is left out.
+
     Columns stand in the order of `COLUMNS`, others before the quantity; those that no row has a value for are left out.
     Raises `ValueError` for a constant column that is no single value or that the rows have already.
+
+    >>> rows = [{"quantity": "rate", "value": 3.5, "stderr": 0.1, "n": 100}]
+    >>> print(frame_of(rows, dataset="digits", seed=0, network="mlp").to_string(index=False))
+    dataset  seed network quantity  value  stderr   n
+     digits     0     mlp     rate    3.5     0.1 100
     """
     frame: Any = pd.DataFrame(list(rows))
     frame = frame.drop(columns=[name for name in frame if name not in MEASURED and frame[name].isna().all()])

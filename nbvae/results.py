@@ -253,6 +253,15 @@ class Quantities:
 
     A quantity is a field that is an estimate or has one; a number or a vector (k,) X with a standard error X_stderr, whose
     entries are named X[0] to X[k−1]; or a number alone, whose error is not known. `n` and n_… are counts behind them.
+
+    >>> @dataclass(frozen=True)
+    ... class Code(Quantities):
+    ...     length: float
+    ...     length_stderr: float
+    ...     n: int
+    >>> code = Code(12.5, 0.2, n=100)
+    >>> print(code.estimate("length"), code.to_frame(split="test").columns.tolist())
+    12.5 ± 0.2 ['split', 'quantity', 'value', 'stderr', 'n']
     """
 
     def estimates(self: Any) -> dict[str, Estimate]:
@@ -285,7 +294,15 @@ class Quantities:
 
 
 def row_of(quantity: str, estimate: Estimate, **columns: Any) -> dict[str, Any]:
-    """A row of a tidy frame: one estimate under the name of its quantity, with further `columns`."""
+    """A row of a tidy frame, for `frame_of`.
+
+    - `quantity`: the name of what was measured.
+    - `estimate`: its value, standard error and count.
+    - `columns`: further columns of this row, such as beta=1.0 or seed=0.
+
+    >>> row_of("rate", Estimate(3.5, 0.1, n=100), beta=1.0)
+    {'beta': 1.0, 'quantity': 'rate', 'value': 3.5, 'stderr': 0.1, 'n': 100}
+    """
     return {**columns, "quantity": quantity, "value": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
 
 
