@@ -180,11 +180,10 @@ def short(value: Any) -> str:
     >>> short([1, 2]), short({})
     ('[1, 2]', '{}')
     """
-    shape = getattr(value, "shape", None)
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if shape is not None and not isinstance(value, (int, float)):
-        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, Real):  # an array or a tensor
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
