@@ -155,7 +155,7 @@ def test_coverage_is_what_its_definitions_say(monkeypatch):
     for block in (1 << 22, 50):
         monkeypatch.setattr(distances, "_BLOCK", block)
         found = metrics.coverage(real, fake, k=3)
-        assert [each.value for each in found] == pytest.approx(expected)
+        assert [each.value for each in found] == pytest.approx(expected, rel=1e-14)  # counts, over counts: not rounded
     assert {each.n for each in found} == {30}
 
 
@@ -214,6 +214,8 @@ def test_alignment_of_known_transformations():
         assert found.matched >= found.by_channel - 1e-12
     found = metrics.alignment(x, permuted)
     assert found.partner.tolist() == [1, 3, 0, 2]
+    noisy = metrics.alignment(x, x + normal(4000, 4))
+    assert noisy.channels.mean().item() == pytest.approx(noisy.by_channel, rel=1e-14)
 
 
 def test_alignment_masks_inactive_latents():
@@ -250,7 +252,8 @@ def test_bad_input_is_answered_in_one_line():
     for distance in (metrics.frechet_distance, metrics.kernel_distance, metrics.coverage):
         x = normal(20, 2)
         one_line(lambda: distance(x, x, n_bootstrap=1), "n_bootstrap", "at least 2")  # noqa: B023
-        one_line(lambda: distance(x, x, n_bootstrap=2, seed=1.5), "seed must be", "1.5")  # noqa: B023
+        for seed in (1.5, -1, 2**64):
+            one_line(lambda: distance(x, x, n_bootstrap=2, seed=seed), "seed must be", str(seed))  # noqa: B023
         assert str(distance(x.numpy(), x.numpy())) == str(distance(x, x))  # arrays serve as well
     one_line(lambda: metrics.coverage(normal(9, 2), normal(9, 2), k=0), "k must be")
     one_line(lambda: metrics.alignment(normal(9, 2), normal(9, 3)), "(9, 3)")
@@ -260,6 +263,9 @@ def test_bad_input_is_answered_in_one_line():
     assert metrics.frechet_gaussians(zero, one, zero + 3, 4 * one) == pytest.approx(2 * 9 + 2)
     one_line(lambda: metrics.frechet_gaussians(zero[:1], one, zero, one), "(1,), (2, 2)")
     one_line(lambda: metrics.frechet_gaussians(zero, torch.tensor([[1.0, 5], [0, 1]]), zero, one), "symmetric")
+    one_line(lambda: metrics.frechet_gaussians(zero / 0, one, zero, one), "finite")
+    one_line(lambda: metrics.frechet_gaussians([0.0, 0.0], one, zero, one), "list")
+    assert metrics.frechet_gaussians(*(each.numpy() for each in (zero, one, zero + 3, 4 * one))) == pytest.approx(20)
     one_line(lambda: metrics.frechet_gaussians(zero, one / 0, zero, one), "finite")
     one_line(lambda: metrics.frechet_gaussians(zero, -one, zero, one), "-1")
     spoilt = normal(9, 2)

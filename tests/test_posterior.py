@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nbvae import _tensors, models, posterior
-from nbvae.posterior import _mmd, mixture
+from nbvae.posterior import _mmd, minibatch, mixture
 
 
 def naive_components(z, mean, std):
@@ -342,6 +342,92 @@ def test_gradients_of_the_density():
     np.testing.assert_allclose(by_z[0], -(share * scaled).sum(0), atol=1e-10)
     width = std.detach().numpy()
     np.testing.assert_allclose(by_std, share * (scaled**2 * width - 1 / width), atol=1e-10)
+
+
+def plain_terms(z, mean, std, log_weight):
+    """The weighted terms from torch's own densities and logsumexp, pair by pair."""
+    pairs = distributions.Normal(mean.unsqueeze(-3), std.unsqueeze(-3), validate_args=False).log_prob(z.unsqueeze(-2))
+    joint = (pairs.sum(-1) + log_weight).logsumexp(-1)
+    return 6 * (joint - (pairs + log_weight.unsqueeze(-1)).logsumexp(-2).sum(-1)).mean() + joint.mean()
+
+
+def own_terms(z, mean, std, log_weight):
+    found = posterior.mix(posterior.pairwise(z, mean, std), log_weight)
+    return 6 * (found.joint - found.latents.sum(-1)).mean() + found.joint.mean()
+
+
+@pytest.mark.parametrize("centre", [0.0, 30.0])
+@pytest.mark.parametrize("width", [1.0, 0.1, 0.003, 0.001, 1e-4, 1e-5])
+def test_gradients_in_single_precision_are_those_in_double_however_narrow_the_posteriors(width, centre):
+    """On the same float32 z, means and standard deviations: what is lost is lost in the computation."""
+    mean = centre + torch.randn(128, 8)
+    std = width * (0.3 * torch.randn(128, 8)).exp()
+    weights = posterior.log_weights("weighted", 128, 1200, torch.zeros((), dtype=torch.float64))
+    inputs = [mean + std * torch.randn(128, 8), mean, std]
+    exact = torch.func.grad(plain_terms, (0, 1, 2))(*(part.double() for part in inputs), weights)
+    leaves = [part.clone().requires_grad_() for part in inputs]
+    found = torch.autograd.grad(own_terms(*leaves, weights.float()), leaves)
+    for name, one, other in zip(("z", "mean", "std"), found, exact, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() <= 1e-5 * other.norm(), name
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max(), name
+
+
+@pytest.mark.parametrize("width", [1.0, 0.1, 0.003, 0.001])
+def test_gradients_through_the_draw_are_those_in_double_until_z_itself_is_rounded(width):
+    """z = μ + σε in float32 is off by 6 · 10⁻⁸ |μ|, so that d log q(z)/dμ is by that over σ: below 10⁻⁴ until σ = 10⁻³."""
+    mean, log_std, noise = torch.randn(128, 8), math.log(width) + 0.3 * torch.randn(128, 8), torch.randn(128, 8)
+    weights = posterior.log_weights("weighted", 128, 1200, torch.zeros((), dtype=torch.float64))
+
+    def gradients(terms, dtype):
+        leaves = [part.to(dtype).requires_grad_() for part in (mean.clone(), log_std.clone())]
+        std = leaves[1].exp()
+        return torch.autograd.grad(terms(leaves[0] + std * noise.to(dtype), leaves[0], std, weights.to(dtype)), leaves)
+
+    for one, other in zip(gradients(own_terms, torch.float32), gradients(plain_terms, torch.float64), strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+@pytest.mark.parametrize("block", [1, 20, 1 << 17])
+def test_pairs_in_blocks_and_with_leading_models_are_torchs_densities(block, monkeypatch):
+    """Also where one of the three is shared by the models."""
+    monkeypatch.setattr(minibatch, "_BLOCK", block)
+    z, mean, std = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.rand(2, 3, 7, 4) + 0.1
+    for shapes in ((z, mean, std), (z, mean[0, 0], std[0, 0]), (z[0, 0], mean, std), (z[0], mean[0], std[0])):
+        leaves = [part.double().requires_grad_() for part in shapes]
+        expected = distributions.Normal(leaves[1].unsqueeze(-3), leaves[2].unsqueeze(-3)).log_prob(leaves[0].unsqueeze(-2))
+        found = posterior.pairwise(*leaves)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        slope = torch.randn_like(expected)
+        pairs = zip(torch.autograd.grad(found, leaves, slope), torch.autograd.grad(expected, leaves, slope), strict=True)
+        for one, other in pairs:
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_terms_and_gradients_under_vmap_are_those_of_each_model():
+    z, mean, std = torch.randn(3, 6, 2), torch.randn(3, 6, 2), torch.rand(3, 6, 2) + 0.1
+    z, mean, std = (part.double() for part in (z, mean, std))
+    weights = posterior.log_weights("stratified", 6, 30, z)
+    slopes = torch.func.vmap(torch.func.grad(own_terms, (0, 1, 2)), (0, 0, 0, None))(z, mean, std, weights)
+    values = torch.func.vmap(own_terms, (0, 0, 0, None))(z, mean, std, weights)
+    shared = torch.func.vmap(own_terms, (0, None, None, None))(z, mean[0], std[0], weights)  # the components of one
+    for m in range(3):
+        torch.testing.assert_close(values[m], plain_terms(z[m], mean[m], std[m], weights))
+        torch.testing.assert_close(shared[m], plain_terms(z[m], mean[0], std[0], weights))
+        exact = torch.func.grad(plain_terms, (0, 1, 2))(z[m], mean[m], std[m], weights)
+        torch.testing.assert_close([slope[m] for slope in slopes], list(exact))
+    last = torch.func.vmap(own_terms, (2, 2, 2, None))(z.movedim(0, 2), mean.movedim(0, 2), std.movedim(0, 2), weights)
+    torch.testing.assert_close(last, values)
+
+
+def test_pairs_have_first_and_second_derivatives():
+    leaves = [part.requires_grad_() for part in reference(4, 2)]
+    assert torch.autograd.gradcheck(posterior.pairwise, leaves)
+    assert torch.autograd.gradgradcheck(posterior.pairwise, leaves)
+    weights = posterior.log_weights("hfvae", 4, 9, leaves[0])
+    assert torch.autograd.gradcheck(lambda *x: own_terms(*x, weights), leaves)
+    joint = lambda *x: posterior.mix(posterior.pairwise(*x), weights).joint  # noqa: E731
+    assert torch.autograd.gradcheck(joint, leaves)  # nothing comes back from the densities of the latents
 
 
 # ---------------------------------------------------------------- groups, posteriors

@@ -64,11 +64,13 @@ def frechet_gaussians(
     tr(Σ_a Σ_b)^½ is the sum of singular values of Σ_a^½ Σ_b^½: no root of a product that need not be symmetric. `ValueError`
     unless the shapes fit and both covariances are symmetric, finite and not negative.
     """
-    mean_a, mean_b, cov_a, cov_b = map(double, (mean_a, mean_b, cov_a, cov_b))
+    mean_a, mean_b, cov_a, cov_b = (double(_tensor(each)) for each in (mean_a, mean_b, cov_a, cov_b))
     d = mean_a.numel()
     shapes = [tuple(x.shape) for x in (mean_a, cov_a, mean_b, cov_b)]
     if shapes != [(d,), (d, d)] * 2:
         raise ValueError(f"needs a mean (d,) and a covariance (d, d) twice, got {', '.join(map(str, shapes))}")
+    if not (mean_a.isfinite().all() and mean_b.isfinite().all()):
+        raise ValueError("means must be finite")
     for cov in (cov_a, cov_b):
         if not (cov.isfinite().all() and torch.allclose(cov, cov.T, atol=1e-9 * cov.abs().max().item())):
             raise ValueError("covariances must be finite and symmetric")

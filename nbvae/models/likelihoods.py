@@ -86,8 +86,8 @@ class ContinuousBernoulli(Bernoulli):
 class OnUnitInterval(distributions.Distribution):
     """p(x) = e^{λ(x − ½)} u/sinh u on [0, 1], u = |λ|/2: the continuous Bernoulli of logit λ, given as `logits`.
 
-    torch's clamps λ in the normaliser only, from |λ| = 12 on: in float32 its integral is .8 at 20, and .4 at 40. `log_prob` is
-    in nats, for each number alone.
+    torch's clamps λ in the normaliser only, in float32 from |λ| = 15.94 on: its integral is .8 at 20, and .4 at 40. `log_prob`
+    is in nats, for each number alone.
 
     >>> [round(mean, 3) for mean in OnUnitInterval(torch.tensor([0.0, 40.0])).mean.tolist()]
     [0.5, 0.975]

@@ -35,8 +35,7 @@ def pairwise(
 class _Pairs(torch.autograd.Function):
     """log N(z_j; mean_i, std_i²) (m, batch, n) for z (m, batch), mean and std (m, n): m latents, of all models.
 
-    In blocks that stay in the cache, which makes it as fast as a matrix product, and a third of the time that plain
-    differences take.
+    In blocks that stay in the cache: as fast as the matrix product, and half the time of differences of all at once.
     """
 
     @staticmethod
@@ -71,7 +70,7 @@ class _Pairs(torch.autograd.Function):
         for some in _blocks(gradient.shape):
             apart = (z[some].unsqueeze(-1) - mean[some].unsqueeze(-2)).mul_(precision[some].unsqueeze(-2))
             slope = gradient[some] * apart
-            by_z[some] = (slope @ precision[some].unsqueeze(-1)).squeeze(-1)
+            by_z[some] = (slope * precision[some].unsqueeze(-2)).sum(-1)
             by_mean[some] = slope.sum(-2)
             by_std[some] = slope.mul_(apart).sub_(gradient[some]).sum(-2)
         return -by_z, by_mean * precision, by_std * precision

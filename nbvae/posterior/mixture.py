@@ -111,7 +111,8 @@ def _products(z: Tensor, mean: Tensor, std: Tensor, constant: Tensor, own: Tenso
     features = torch.cat([z**2, z], 1)
     spread = (mean / std).square().sum(1).max()
     unit = 5.0 * torch.finfo(torch.float32).eps
-    if unit * 2 * spread > _TOLERANCE:
+    # A GPU may have been told to round its float32 products to TensorFloat-32, with a tenth of the digits.
+    if z.is_cuda or unit * 2 * spread > _TOLERANCE:
         return _blocks(features, factors, bias, own)
     total = _blocks(features.float(), factors.float(), bias.float(), own)
     # A term below the largest by log N + 10 adds less than e^−10 of it.
