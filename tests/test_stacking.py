@@ -399,3 +399,20 @@ def test_functions_as_objectives(small, caplog):
 
     assert compared(vae, [one, two], small) < 1e-5
     assert not caplog.records
+
+
+def test_one_member_with_a_hook_makes_no_broadcast_stack(small, caplog):
+    """A hook is nothing that two architectures are told apart by: it is found in whichever model has it."""
+    which = iter([False, True, False, True])
+
+    def some():
+        model = vae()
+        if next(which):
+            model.decoder[2].register_forward_hook(lambda layer, arguments, output: 0.1 * output)
+        return model
+
+    runs = training.sweep(some, small, [0.3, 2.0], config=CONFIG)
+    for run, build in zip(runs, (vae, hooked), strict=True):
+        torch.manual_seed(0)
+        fit = training.fit(build(), small, run.objective, run.config)
+        assert run.history["loss"] == pytest.approx(fit.history["loss"], rel=1e-9)

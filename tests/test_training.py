@@ -327,6 +327,7 @@ def one_line(error) -> str:
         (lambda model, ds: (ds, model, objectives.VAE()), "first argument is the model"),
         (lambda model, ds: (models.VAE, ds, objectives.VAE()), r"VAE\(...\) makes one"),
         (lambda model, ds: (torch.nn.Linear(64, 2), ds, objectives.VAE()), "posterior"),
+        (lambda model, ds: (make().requires_grad_(False), ds, objectives.VAE()), "nothing to train"),
         (lambda model, ds: (model, ds.train, objectives.VAE()), "data.Dataset"),
         (lambda model, ds: (model, torch.utils.data.DataLoader(ds.train), objectives.VAE()), "data.Dataset"),
         (lambda model, ds: (model, {"train": ds.train}, objectives.VAE()), "data.Dataset"),

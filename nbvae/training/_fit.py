@@ -134,6 +134,8 @@ def accept(model: Any, dataset: Any, objective: Any, config: Any) -> None:
     if not isinstance(model, nn.Module):
         hint = f": {model.__name__}(...) makes one" if isinstance(model, type) else ""
         raise ValueError(f"only a torch module can be trained, got {checks.short(model)}{hint}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"the model has nothing to train: no parameter of the {type(model).__name__} requires a gradient")
     accept_data(dataset)
     if not callable(getattr(model, "at", None)):
         check_model(model)

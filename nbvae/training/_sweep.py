@@ -187,7 +187,7 @@ def _shared(models: list[nn.Module]) -> str | None:
 
 def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> tuple[list[_Stack], str | None]:
     """The stacks that train these cells, or none and the reason."""
-    own = stacking.is_own(cells[0].objective) and stacking.broadcasts(cells[0].model)
+    own = stacking.is_own(cells[0].objective) and all(stacking.broadcasts(cell.model) for cell in cells)
     size = sum(parameter.numel() for parameter in cells[0].model.parameters())
     groups = _groups(len(cells), size, torch.get_num_threads()) if place.type == "cpu" else [range(len(cells))]
     stacks = []
@@ -200,9 +200,8 @@ def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> t
         calibrated = calibration.is_optimal(some[0].model)
         try:
             trainee = kind([cell.model for cell in some], [cell.objective for cell in some], companions, streams)
-            reason = (
-                None if isinstance(trainee, stacking.Broadcast) else _disagreement(trainee, some, dataset, streams, calibrated)
-            )
+            mapped = isinstance(trainee, mapping.Mapped)
+            reason = _disagreement(trainee, some, dataset, streams, calibrated) if mapped else None
         except Exception:  # an error of the model or the objective: its fit will raise it
             return [], ""
         if reason is not None:
