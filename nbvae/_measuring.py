@@ -85,8 +85,15 @@ def check_input(model: Any, x: Any, name: str = "x", least: int = 1) -> None:
     """Raise `ValueError` where `model` is none (a `Run`, say, in place of its `.model`), or x no tensor of finite examples.
 
     - `model`: what is to be measured, with `posterior(x)` and `prior()`.
-    - `x`: at least `least` examples (N, *shape).
+    - `x`: the examples (N, *shape).
     - `name`: what the error calls x.
+    - `least`: the number of examples that are needed.
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> objectives.check_input(models.VAE((4,), 2), torch.rand(10, 4).numpy())
+    Traceback (most recent call last):
+    ValueError: x must be a torch tensor of examples, got ndarray: torch.as_tensor makes one of an array
     """
     check_model(model, "posterior", "prior")
     check_examples(x, name, least)
@@ -107,7 +114,14 @@ def check_examples(x: Any, name: str = "x", least: int = 1) -> None:
 
 
 def check_data(model: Any, x: Any, least: int = 1) -> None:
-    """`check_input`, and `ValueError` where x is no data for the model's likelihood: grey pixels under a Bernoulli, say."""
+    """`check_input`, and `ValueError` where x is no data for the model's likelihood: grey pixels under a Bernoulli, say.
+
+    >>> import torch
+    >>> from nbvae import models, objectives
+    >>> objectives.check_data(models.VAE((4,), 2), torch.zeros(10, 5))
+    Traceback (most recent call last):
+    ValueError: the model is for examples of shape (4,), the data have (5,)
+    """
     check_model(model)
     check_input(model, x, least=least)
     check = getattr(model, "check", None)

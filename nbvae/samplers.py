@@ -32,14 +32,17 @@ __all__ = ["Aggregate", "Chain", "Mixture", "Prior", "Recursive", "Sampler", "Se
 
 
 class Sampler:
-    """Draws of z, decoded by one model: subclasses say where z comes from, `_draw(n)` -> (n, k) on the model's device."""
+    """Draws of z, decoded by one model: subclasses say where z comes from, `_draw(n)` -> (n, k) on the model's device.
+
+    The models of a sampler are in evaluation mode while they are fitted to, drawn from and decoded, and left as they were.
+    """
 
     def __init__(self, model: Any):
         check_model(model)
         self.model = model
 
     def codes(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n k"]:
-        """n draws of z (n, k)."""
+        """n draws of z, (n, k), from `generator`, or from torch's global stream without one."""
         n = checks.whole("n", n)
         if not isinstance(generator, torch.Generator | None):
             raise ValueError(f"generator must be a torch.Generator, or None for the global stream, got {generator!r}")
@@ -48,7 +51,7 @@ class Sampler:
             return self._draw(n)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n *shape"]:
-        """n decoder means (n, *shape)."""
+        """n decoder means, (n, *shape), from `generator`, or from torch's global stream without one."""
         z = self.codes(n, generator)
         with measuring(self):
             return _decode(self.model, z)
@@ -58,16 +61,29 @@ class Sampler:
 
 
 class Prior(Sampler):
-    """z ~ p(z): what the model was trained for, and as good as q(z) is near to p(z)."""
+    """z ~ p(z): what the model was trained for, and as good as q(z) is near to p(z).
+
+    `model` is any with `posterior(x)`, `likelihood(z)` and `prior()`; `ValueError` for one of many β.
+
+    >>> from nbvae import models, samplers
+    >>> samplers.Prior(models.VAE((1, 8, 8), 2, hidden=(8,))).sample(5).shape
+    torch.Size([5, 1, 8, 8])
+    """
 
     def _draw(self, n: int) -> Tensor:
         return self.model.prior().sample((n,))
 
 
 class Aggregate(Sampler):
-    """z ~ q(z|x) of a random row of x (N, *shape): the aggregated posterior itself. No generator, as it needs the data.
+    """z ~ q(z|x) of a random row of x: the aggregated posterior itself. It is no generative model, as it needs the data.
 
-    What a perfect model of q(z) could reach, and the reference for the others.
+    `model` has a diagonal Gaussian posterior, and `x` (N, *shape) at least two rows. What a perfect model of q(z) could reach,
+    and the reference for the others.
+
+    >>> from nbvae import data, models, samplers
+    >>> digits = data.load("digits")
+    >>> samplers.Aggregate(models.VAE(digits.shape, 2, hidden=(8,)), digits.train).sample(5).shape
+    torch.Size([5, 1, 8, 8])
     """
 
     def __init__(self, model: Any, x: Float[Tensor, "batch *shape"]):
@@ -82,10 +98,19 @@ class Aggregate(Sampler):
 class Recursive(Sampler):
     """z ~ p(z) at the largest β, then decode and encode at each smaller β, `rounds` times; decoded at the smallest.
 
+    - `model`: one model of many β, with `at(beta)`; or a list of models from coarse to fine.
+    - `betas`: the ladder of the one model, in any order; None for a list.
+    - `rounds`: how often each step encodes, >= 1.
+    - `draw_x`: whether a draw from p(x|z) is encoded in place of the decoder's mean.
+
     The talk's heuristic: at the largest β the prior is close to the aggregate, and a coarse image should be a good start for a
     finer one. But decoder means are not data: each encoding sees an image smoother than any it was trained on. With `draw_x` it
-    sees a draw from p(x|z) instead, whose noise is not the data's either. `model` is one with `at(beta)`, and `betas` is its
-    ladder in any order; or models from coarse to fine without `betas`.
+    sees an image whose noise is not the data's either. Raises `ValueError` for fewer than two models.
+
+    >>> from nbvae import models, samplers
+    >>> many = models.MultiBetaVAE((1, 8, 8), 2, hidden=(8,))
+    >>> samplers.Recursive(many, betas=[0.1, 1.0, 10.0]).sample(5).shape
+    torch.Size([5, 1, 8, 8])
     """
 
     def __init__(self, model: Any, betas: Sequence[float] | None = None, rounds: int = 1, draw_x: bool = False):
@@ -103,13 +128,25 @@ class Recursive(Sampler):
 
 
 class Chain(Sampler):
-    """z ~ p(z) at the largest β, then z' ~ p(z'|z) from each β to the next smaller: densities learned from x (N, *shape).
+    """z ~ p(z) at the largest β, then z' ~ p(z'|z) from each β to the next smaller: densities that are learned from data.
+
+    - `model`, `betas`: the ladder, as for `Recursive`.
+    - `x`: the data (N, *shape) that the densities are learned from.
+    - `n_components`: the number of Gaussians in each mixture, >= 1.
+    - `draws`: how many pairs are drawn for each example, >= 1.
+    - `seed`: the seed of the pairs and of the fits, < 2³².
 
     p(z'|z) is the conditional of a Gaussian mixture fitted to pairs (z, z') ~ q(z|x, β) q(z'|x, β') with `n_components` full
     covariances: with one component linear and Gaussian, which is exact for linear models of Gaussian data. If each
     conditional is exact, so is the marginal of each step, whatever the order of the chain: KL(q(z') ‖ chain) is at most ④ at
-    the largest β plus the mean KL of each conditional (chain rule). `model` and `betas` are those of `Recursive`; `draws`
-    pairs are drawn for each example.
+    the largest β plus the mean KL of each conditional (chain rule). Raises `ValueError` for fewer pairs than the mixture needs.
+
+    >>> from nbvae import data, models, samplers
+    >>> digits = data.load("digits")
+    >>> many = models.MultiBetaVAE(digits.shape, 2, hidden=(8,))
+    >>> chain = samplers.Chain(many, digits.train, betas=[1.0, 10.0], n_components=1)
+    >>> chain.sample(5).shape, chain.rates(digits.test).shape
+    (torch.Size([5, 1, 8, 8]), torch.Size([2]))
     """
 
     def __init__(
@@ -136,7 +173,11 @@ class Chain(Sampler):
         return z
 
     def rates(self, x: Float[Tensor, "batch *shape"], draws: int = 5, seed: int = 0) -> Float[Tensor, " steps"]:
-        """Nats that each stage of coding x (batch, *shape) in steps takes, means over x and `draws` draws: coarse to fine.
+        """Nats that each stage of coding x in steps takes, from coarse to fine.
+
+        - `x`: the examples (batch, *shape) that the rates are means over.
+        - `draws`: the number of draws for each, >= 1.
+        - `seed`: the seed of the draws, < 2³².
 
         First KL(q(z|x) ‖ p(z)) at the largest β, then E log q(z'|x) − log p(z'|z) for each step. The sum is what x costs if
         each code is sent given the one before; coded at once, it costs the rate at the smallest β.
@@ -154,7 +195,22 @@ class Chain(Sampler):
 
 
 class Mixture(Sampler):
-    """z from a mixture of `n_components` Gaussians with full covariances, fitted to draws of q(z) over x (N, *shape)."""
+    """z from a mixture of Gaussians with full covariances that is fitted to draws of q(z).
+
+    - `model`: the model that decodes, with a diagonal Gaussian posterior.
+    - `x`: the data (N, *shape) whose aggregated posterior is fitted.
+    - `n_components`: the number of Gaussians, >= 1.
+    - `draws`: how many z are drawn for each example, >= 1.
+    - `seed`: the seed of the draws and of the fit, < 2³².
+
+    Raises `ValueError` for fewer draws than the mixture needs.
+
+    >>> from nbvae import data, models, samplers
+    >>> digits = data.load("digits")
+    >>> mixture = samplers.Mixture(models.VAE(digits.shape, 2, hidden=(8,)), digits.train, n_components=2, draws=1)
+    >>> mixture.sample(5).shape
+    torch.Size([5, 1, 8, 8])
+    """
 
     def __init__(self, model: Any, x: Float[Tensor, "batch *shape"], n_components: int = 10, draws: int = 5, seed: int = 0):
         super().__init__(model)
@@ -164,7 +220,12 @@ class Mixture(Sampler):
         self.fitted = _Conditional(_mixture(z, n_components, seed), 0)
 
     def rate(self, x: Float[Tensor, "batch *shape"], draws: int = 5, seed: int = 0) -> float:
-        """E log q(z|x) − log mixture(z), nats: what x (batch, *shape) costs if the mixture takes the prior's place."""
+        """E log q(z|x) − log mixture(z), nats: what an example costs if the mixture takes the prior's place.
+
+        - `x`: the examples (batch, *shape) that the rate is a mean over.
+        - `draws`: the number of draws for each, >= 1.
+        - `seed`: the seed of the draws, < 2³².
+        """
         posterior = normal(*map(double, _codes(self.model, x)))
         with seeded(checks.seed("seed", seed, bits=32), self.model.prior().mean.device):
             z = posterior.sample((checks.whole("draws", draws),))
@@ -176,10 +237,22 @@ class Mixture(Sampler):
 
 
 class SecondStage(Sampler):
-    """z from a second VAE that was trained on draws of q(z) over x (N, *shape) (Dai & Wipf 2019).
+    """z from a second VAE that is trained on draws of q(z) (Dai & Wipf 2019).
 
-    It has as many latents as z, so that it can learn any density of full dimension, a learned σ, and `hidden` units. `config`
-    trains it; the default passes 30 times over `draws` draws for each example.
+    - `model`: the model that decodes, with a diagonal Gaussian posterior.
+    - `x`: the data (N, *shape) whose aggregated posterior is learned.
+    - `config`: how the second VAE is trained, a `training.TrainConfig`; by default for 30 epochs.
+    - `hidden`: the widths of its hidden layers.
+    - `draws`: how many z are drawn for each example, >= 1.
+    - `seed`: the seed of draws, weights and training, < 2³². It takes the place of `config`'s.
+
+    The second VAE has as many latents as z, so that it can learn any density of full dimension, and a learned σ.
+
+    >>> from nbvae import data, models, samplers, training
+    >>> digits = data.load("digits")
+    >>> model, config = models.VAE(digits.shape, 2, hidden=(8,)), training.TrainConfig(epochs=1)
+    >>> samplers.SecondStage(model, digits.train[:200], config, hidden=(8,), draws=1).sample(5).shape
+    torch.Size([5, 1, 8, 8])
     """
 
     def __init__(

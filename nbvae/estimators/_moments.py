@@ -12,7 +12,7 @@ from nbvae.posterior import encode
 
 
 class Moments(NamedTuple):
-    """First and second moments of q(z) on x, with the parts that they are made of and standard errors over examples."""
+    """First and second moments of q(z) on x, with the parts that they are made of and standard errors over the examples."""
 
     mean: Float[Tensor, " k"]  # E μ_i
     mean_stderr: Float[Tensor, " k"]
@@ -31,11 +31,20 @@ class Moments(NamedTuple):
 
 
 def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
-    """Moments of the aggregated posterior of x (batch, *shape), exact: no draws.
+    """The first and second moments of the aggregated posterior q(z) of x (batch, *shape), exact: no draws are needed.
 
     At a stationary point of D + a② + t TC + m DW, m > 0, on the training average, with linear unclamped encoder heads and a
     linear first layer of the decoder, each `second_moment` is 1 and each `mean` 0, for rescaling or shifting a latent costs
     nothing else: a check of convergence, necessary and not sufficient.
+
+    Raises `ValueError` for fewer than two examples, and unless the posterior is a diagonal Gaussian.
+
+    >>> import torch
+    >>> from nbvae import data, estimators, models
+    >>> digits = data.load("digits")
+    >>> found = estimators.moments(models.VAE(digits.shape, 2, hidden=(8,)), digits.test)
+    >>> torch.allclose(found.second_moment, found.covariance.diagonal() + found.mean**2)
+    True
     """
     objectives.check_input(model, x, least=2)
     mean, std = (part.cpu().double() for part in encode(model, x))
@@ -65,7 +74,20 @@ class ActiveUnits(results.Quantities):
 
 
 def active_units(model: objectives.Model, x: Float[Tensor, "batch ..."], threshold: float = 0.01) -> ActiveUnits:
-    """Latents with Var_x[μ_i(x)] > `threshold` on x (Burda et al. 2016, section 5.2)."""
+    """The latents whose posterior mean varies with x, by Var_x[μ_i(x)] (Burda et al. 2016, section 5.2).
+
+    - `model`: the model that is measured, in evaluation mode. It is left as it was.
+    - `x`: the examples (batch, *shape) over which the variance is taken, at least two.
+    - `threshold`: the variance that an active latent exceeds, > 0.
+
+    Raises `ValueError` for fewer than two examples, and unless the posterior is a diagonal Gaussian.
+
+    >>> from nbvae import data, estimators, models
+    >>> digits = data.load("digits")
+    >>> units = estimators.active_units(models.VAE(digits.shape, 3, hidden=(8,)), digits.test, threshold=1e-9)
+    >>> units.count, units.active.tolist()
+    (3, [True, True, True])
+    """
     objectives.check_input(model, x, least=2)
     threshold = checks.positive("threshold", threshold)
     mean = encode(model, x)[0].cpu().double()

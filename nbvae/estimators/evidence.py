@@ -18,12 +18,26 @@ from nbvae.results import Estimate
 
 @measured
 def iwae(model: objectives.Model, x: Float[Tensor, "batch ..."], n_samples: int = 500, seed: int = 0) -> Estimate:
-    """The importance-weighted bound log (1/K) Σ_k p(x, z_k)/q(z_k|x), z_k ~ q(z|x), K = `n_samples` (Burda et al. 2016, eq. 8).
+    """A lower bound on log p(x): log (1/K) Σ_k p(x, z_k)/q(z_k|x) with K draws z_k ~ q(z|x) (Burda et al. 2016, eq. 8).
 
-    Its expectation is at most log p(x), rises with K, and is the ELBO at K = 1. The bias falls like Var[p(x, z)/q(z|x)]/2K
-    relative to p(x)², where that variance is finite: where q has lighter tails than the true posterior it may not be.
-    x is (batch, *shape); the value is for one example, in nats: higher is better. Its standard error is over the examples,
-    with the draws' noise in it; `per_example` has the bound of each.
+    - `model`: the model that is measured, in evaluation mode; q(z|x) may be any distribution. It is left as it was.
+    - `x`: the examples (batch, *shape); one is enough.
+    - `n_samples`: K, the number of draws for each example, >= 1.
+    - `seed`: the seed of the draws. torch's own stream is left as it was.
+
+    The value is the mean over the examples, in nats: higher is better. `per_example` has the bound of each, and the standard
+    error is over them, with the draws' noise in it. In expectation the bound is at most log p(x), rises with K, and is the ELBO
+    at K = 1. Its bias falls like Var[p(x, z)/q(z|x)]/2K relative to p(x)², where that variance is finite: where q has lighter
+    tails than the true posterior it may not be.
+
+    Raises `ValueError` for x that the model's likelihood is no likelihood for.
+
+    >>> from nbvae import data, estimators, models
+    >>> digits = data.load("digits")
+    >>> model = models.VAE(digits.shape, 2, hidden=(8,))
+    >>> bound = estimators.iwae(model, digits.test[:50], n_samples=20)
+    >>> bound.value < 0, bound.per_example.shape
+    (True, torch.Size([50]))
     """
     objectives.check_data(model, x)
     n_samples, seed = checks.whole("n_samples", n_samples), checks.seed("seed", seed)
@@ -54,17 +68,31 @@ def ais(
 ) -> Estimate:
     """log p(x) by annealed importance sampling from the prior to p(z|x), with Hamiltonian moves (Neal 2001; Wu et al. 2017).
 
-    The path is f_t(z) = p(z) p(x|z)^t, t from 0 to 1 on a sigmoid schedule of `n_steps` temperatures; at each, one Hamiltonian
-    move of `n_leapfrog` steps. The encoder is not used. Weights of the `n_chains` chains are averaged inside the logarithm, so
-    the expected value is at most log p(x), for any number of steps and chains.
+    - `model`: the model that is measured, in evaluation mode; its encoder is not used. It is left as it was.
+    - `x`: the examples (batch, *shape); one is enough.
+    - `n_chains`: the number of chains for each example, >= 1.
+    - `n_steps`: the number of temperatures from the prior to the posterior, >= 1.
+    - `n_leapfrog`: the number of leapfrog steps in each move, >= 1.
+    - `posterior_samples`: exact draws from p(z|x), (chains, batch, k), from which the chains run back to the prior; `n_chains`
+      is then their number. They are known for a linear-Gaussian model, and for x drawn from the model with its own z.
+    - `seed`: the seed of the chains. torch's own stream is left as it was.
 
-    With `posterior_samples`, exact draws from p(z|x), the chains run back from them to the prior and the expected value is at
-    *least* log p(x) (Grosse et al. 2015): known for a linear-Gaussian model, or for x drawn from the model with its own z.
-    They are (chains, batch, k); `n_chains` is then their number.
+    The value is the mean over the examples, in nats. `per_example` has those of each, and the standard error is over them. The
+    weights of the chains are averaged inside the logarithm, so the expected value is at most log p(x), for any number of steps
+    and chains. From `posterior_samples` it is at *least* log p(x) (Grosse et al. 2015).
 
-    Step sizes are adapted to an acceptance of .65 for each example and temperature in a run of their own, forwards, and fixed
-    for the run that counts: adapting in that run would spoil the bounds. x is (batch, *shape); nats for one example, with the
-    standard error over examples.
+    The path is f_t(z) = p(z) p(x|z)^t, t from 0 to 1 on a sigmoid schedule, with one Hamiltonian move at each temperature. Step
+    sizes are adapted to an acceptance of .65 for each example and temperature in a run of their own, forwards, and fixed for
+    the run that counts: adapting in that run would spoil the bounds. The moves take gradients in z, also under `torch.no_grad`.
+
+    Raises `ValueError` for x that the model's likelihood is no likelihood for, and for a model whose weights can have no
+    gradients because it was made in `torch.inference_mode`.
+
+    >>> from nbvae import data, estimators, models
+    >>> digits = data.load("digits")
+    >>> model = models.VAE(digits.shape, 2, hidden=(8,))
+    >>> estimators.ais(model, digits.test[:5], n_chains=2, n_steps=3, n_leapfrog=2).value < 0
+    True
     """
     objectives.check_data(model, x)
     n_chains, n_steps = checks.whole("n_chains", n_chains), checks.whole("n_steps", n_steps)
@@ -100,10 +128,24 @@ def ais(
 def gap(
     model: objectives.Model, x: Float[Tensor, "batch ..."], evidence: Estimate, n_samples: int = 100, seed: int = 0
 ) -> Estimate:
-    """log p(x) − ELBO(x) = KL(q(z|x) ‖ p(z|x)), with log p(x) from `evidence` (of `iwae` or `ais` on the same x).
+    """What the ELBO lacks to log p(x): log p(x) − ELBO(x) = KL(q(z|x) ‖ p(z|x)).
 
-    The ELBO's distortion is averaged over `n_samples` draws for each example, its rate is exact. The standard error is that of
-    the paired difference. An `evidence` below log p(x) makes the gap too small by as much.
+    - `model`: the model that is measured, in evaluation mode. It is left as it was.
+    - `x`: the examples (batch, *shape) that `evidence` is of.
+    - `evidence`: log p(x) of each example, as `iwae` or `ais` estimate it. Too low a one makes the gap too small by as much.
+    - `n_samples`: the number of draws for each example over which the ELBO's distortion is averaged, >= 1; its rate is exact.
+    - `seed`: the seed of the draws. torch's own stream is left as it was.
+
+    The value is the mean over the examples, in nats, and the standard error that of the paired differences.
+
+    Raises `ValueError` unless `evidence` has a value for each example, and where the rate has no closed form.
+
+    >>> from nbvae import data, estimators, models
+    >>> digits = data.load("digits")
+    >>> model, x = models.VAE(digits.shape, 2, hidden=(8,)), digits.test[:50]
+    >>> evidence = estimators.iwae(model, x, n_samples=50)
+    >>> estimators.gap(model, x, evidence, n_samples=50).per_example.shape
+    torch.Size([50])
     """
     objectives.check_data(model, x)
     per_example = getattr(evidence, "per_example", None)

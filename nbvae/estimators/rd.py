@@ -23,12 +23,26 @@ _DRAWS = 10_000
 def evaluate(
     model: objectives.Model, x: Float[Tensor, "..."], beta: float = 1.0, n_samples: int | None = None, seed: int = 0
 ) -> curves.RDPoint:
-    """Rate, distortion and MSE of `model` on x (batch, *shape), averaged over the examples, as a point of the RD plane.
+    """Rate, distortion and MSE of a model on data, as a point of the rate–distortion plane.
 
-    Distortion and MSE are expectations over z ~ q(z|x), estimated with `n_samples` draws for each example, never at the
-    posterior's mean. By default there are at least 10⁴ draws in all. MSE is ‖x − E[x|z]‖² summed over dimensions. The
-    standard errors are those of the mean over the examples: the draws' noise is part of them. `beta` only labels the point
-    and weighs its loss D + βR. The draws come from `seed` and leave torch's stream as it was.
+    - `model`: the model that is measured, in evaluation mode. It is left as it was.
+    - `x`: the examples (batch, *shape) that the values are means over; one is enough.
+    - `beta`: the β that the point is labelled with, > 0. It weighs the point's loss D + βR and nothing else.
+    - `n_samples`: the number of draws z ~ q(z|x) for each example, >= 1; by default there are at least 10⁴ in all.
+    - `seed`: the seed of the draws. torch's own stream is left as it was.
+
+    The rate KL(q(z|x) ‖ p(z)) is exact, in nats. The distortion −log p(x|z), in nats, and the MSE ‖x − E[x|z]‖², a sum over
+    dimensions, are means over the draws, never taken at the posterior's mean. The standard errors are those of the means over
+    the examples, and the draws' noise is part of them; a single example has none: nan.
+
+    Raises `ValueError` for x that the model's likelihood is no likelihood for, and where the rate has no closed form.
+
+    >>> from nbvae import data, estimators, models
+    >>> digits = data.load("digits")
+    >>> model = models.VAE(digits.shape, 2, hidden=(8,))
+    >>> point = estimators.evaluate(model, digits.test, beta=2.0, n_samples=1)
+    >>> point.rate > 0, point.distortion > 0, point.n_examples
+    (True, True, 397)
     """
     objectives.check_data(model, x)
     beta, seed = checks.positive("beta", beta), checks.seed("seed", seed)
@@ -68,17 +82,28 @@ def rd_curve(
     seed: int = 0,
     betas: Sequence[float] | None = None,
 ) -> curves.RDCurve:
-    """The rate–distortion curve of one trained run, or of several, on x (batch, *shape): one point for each β.
+    """The rate–distortion curve of trained models on data: one point for each β.
 
-    A run has `.model` and `.objective.beta`, as those of `fit` and `sweep` do. A model of many β, its run, or several (one for
-    each seed) give the points of `betas`.
+    - `runs`: one run or several, each with `.model` and `.objective.beta`, as `fit` and `sweep` return them; with `betas` a
+      model of many β, its run, or a list of either with one for each seed.
+    - `x`: the examples (batch, *shape) that every model is measured on.
+    - `n_samples`, `seed`: the draws for each example, and their seed, as for `evaluate`.
+    - `betas`: the βs at which models of many β are measured.
 
     Where several runs share a β (seeds), the point is their mean and its standard errors are those of that mean over the
     runs: the spread of training, on the same examples. It keeps the points of the runs, each with the seed that it was trained
     with: `to_frame` has a row for each, and `regret(other, paired=True)` compares seed by seed. A single run has the standard
     errors of `evaluate`, over examples.
 
-    Raises `ValueError` for no runs, or for runs of one β whose models differ in their settings (σ, say): split them first.
+    Raises `ValueError` for no runs, for an objective without a β, and for runs of one β whose models differ in their settings
+    (σ, say): split them first.
+
+    >>> from nbvae import data, estimators, models
+    >>> digits = data.load("digits")
+    >>> many = models.MultiBetaVAE(digits.shape, 2, hidden=(8,))
+    >>> curve = estimators.rd_curve(many, digits.test[:50], n_samples=2, betas=[0.1, 1.0])
+    >>> [point.beta for point in curve], curve[0.1].rate > curve[1.0].rate
+    ([0.1, 1.0], True)
     """
     points = []
     runs = [runs] if hasattr(runs, "model") or hasattr(runs, "posterior") else checks.listed("runs", runs)
@@ -118,9 +143,15 @@ def _model(run: Any) -> Any:
 
 
 def empirical_entropy(x: Float[Tensor, "..."]) -> float:
-    """Entropy in nats of the distribution that puts weight 1/N on each of the N rows of x: log N if they are distinct.
+    """The entropy, in nats, of the distribution that puts weight 1/N on each of the N examples of x (N, *shape).
 
-    The bound D + R >= H needs it, for a decoder that is a probability mass on discrete data (Alemi et al. 2018).
+    It is log N if they are distinct. The bound D + R >= H needs it, for a decoder that is a probability mass on discrete data
+    (Alemi et al. 2018). Raises `ValueError` for no examples.
+
+    >>> import torch
+    >>> from nbvae import estimators
+    >>> round(estimators.empirical_entropy(torch.tensor([[0, 1], [0, 1], [1, 1], [0, 0]])), 4)  # ½ log 2 + ½ log 4
+    1.0397
     """
     check_examples(x)
     counts = torch.unique(x.flatten(1), dim=0, return_counts=True)[1].double()

@@ -36,10 +36,20 @@ class Alignment(NamedTuple):
 
 
 def alignment(means_a: Float[Tensor, "n k"], means_b: Float[Tensor, "n k"], threshold: float = 0.01) -> Alignment:
-    """How well posterior means (N, k) of two models on the same N examples agree: `Alignment`.
+    """How well the latents of two models agree.
 
-    A latent is active if the variance of its mean exceeds `threshold` (Burda et al. 2016). All values are nan if a model has
-    none.
+    - `means_a`, `means_b`: the posterior means (N, k) of the same N examples, at least k + 2, tensors or arrays.
+    - `threshold`: the variance of its mean that an active latent exceeds, >= 0 (Burda et al. 2016).
+
+    `Alignment` has four measures of agreement, from 0 to 1; all are nan if a model has no active latent. Raises `ValueError`
+    for means of other shapes and for means that are not finite.
+
+    >>> import torch
+    >>> from nbvae import metrics
+    >>> means = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    >>> found = metrics.alignment(means, -means.flip(1))  # the latents swapped, and their signs
+    >>> round(found.matched, 6), found.by_channel < 0.5, found.partner.tolist()
+    (1.0, True, [1, 0])
     """
     checks.not_negative("threshold", threshold)
     means_a, means_b = _tensor(means_a), _tensor(means_b)

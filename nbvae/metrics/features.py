@@ -54,10 +54,21 @@ class Classifier:
 
 
 def classifier(dataset: data.Dataset, hidden: Sequence[int] = (256, 32), epochs: int = 20, seed: int = 0) -> Classifier:
-    """A `Classifier` trained on the training images and labels of `dataset`, or the one that the user's cache holds.
+    """A `Classifier` of a data set's own labels: trained on its training split, or taken from the user's cache.
 
-    The cache's key is the data set's hash and the arguments. `ValueError` for a data set without labels, or with one label
-    only.
+    - `dataset`: a `data.Dataset` with labels of the training and the test split.
+    - `hidden`: the widths of the hidden layers; the last one is the number of features.
+    - `epochs`: the number of passes over the training images, >= 1.
+    - `seed`: the seed of weights and batches, < 2³².
+
+    The cache's key is the data set's hash and the arguments. Raises `ValueError` for a data set without labels, or with one
+    label only.
+
+    >>> from nbvae import data, metrics
+    >>> digits = data.load("digits")
+    >>> extract = metrics.classifier(digits)
+    >>> extract(digits.test).shape, extract.accuracy > 0.9
+    (torch.Size([397, 32]), True)
     """
     if not isinstance(dataset, data.Dataset):
         raise ValueError(f"dataset must be a data.Dataset, as data.load gives, got {dataset!r}")
@@ -79,8 +90,13 @@ def classifier(dataset: data.Dataset, hidden: Sequence[int] = (256, 32), epochs:
 def inception(device: str | torch.device = "cpu") -> Any:
     """The 2,048 features of Inception-v3 in which Fréchet distances are published: images in [0, 1], grey or RGB.
 
-    Values are clipped to [0, 1] and become bytes on that one scale. Needs the extra `inception` (torchmetrics with
-    torch-fidelity), and the network for the weights: `RuntimeError` in one line without them.
+    It runs on `device`. Values are clipped to [0, 1] and become bytes on that one scale. Needs the extra `inception`
+    (torchmetrics with torch-fidelity), and the network for the weights: `RuntimeError` in one line without them.
+
+    >>> from nbvae import metrics
+    >>> extract = metrics.inception()  # doctest: +SKIP
+    >>> extract(images).shape  # doctest: +SKIP
+    torch.Size([100, 2048])
     """
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3  # pyright: ignore[reportMissingImports]

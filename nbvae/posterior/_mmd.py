@@ -15,10 +15,17 @@ _BLOCK = 1 << 15
 
 @torch.no_grad()
 def mmd(mean: Float[Tensor, "n k"], std: Float[Tensor, "n k"]) -> float:
-    """Squared maximum mean discrepancy of q(z) and N(0, I), kernel exp(−‖a − b‖²/k²): exact, without draws, >= 0.
+    """The squared maximum mean discrepancy of q(z) and N(0, I) with the kernel exp(−‖a − b‖²/k²): exact, without draws.
 
-    For independent a and b, Gaussian with the difference δ of their means and the sum v of their variances, the kernel's
-    expectation is Π_d (1 + 2v_d/k²)^(−1/2) exp(−δ_d²/(k² + 2v_d)), averaged here over all pairs of components.
+    `mean` and `std` (N, k) are those of the posteriors of the N examples that make up q(z). For independent a and b, Gaussian
+    with the difference δ of their means and the sum v of their variances, the kernel's expectation is
+    Π_d (1 + 2v_d/k²)^(−1/2) exp(−δ_d²/(k² + 2v_d)), averaged here over all pairs of components.
+
+    >>> import torch
+    >>> from nbvae import posterior
+    >>> zero, one = torch.zeros(10, 2), torch.ones(10, 2)
+    >>> round(posterior.mmd(zero, one), 12), round(posterior.mmd(zero + 1.0, one), 3)  # q(z) = p(z), and moved by one
+    (0.0, 0.221)
     """
     mean, variance = double(mean), double(std).square()
     n, k = mean.shape
@@ -44,10 +51,19 @@ def mmd(mean: Float[Tensor, "n k"], std: Float[Tensor, "n k"]) -> float:
 def sample_mmd(
     a: Float[Tensor, "*models n k"], b: Float[Tensor, "*models m k"], unbiased: bool = False
 ) -> Float[Tensor, "*models"]:
-    """Squared maximum mean discrepancy of two samples with the kernel exp(−‖a − b‖²/k²) (Gretton et al. 2012, eqs. 3 and 5).
+    """The squared maximum mean discrepancy of two samples, with gradients (Gretton et al. 2012, eqs. 3 and 5).
 
-    With all pairs kept it is biased upwards, by about 2(1 − E kernel)/n, and >= 0; `unbiased` leaves out the pairs of a point
-    with itself and may be negative.
+    - `a`, `b`: the samples, (n, k) and (m, k); leading dimensions are models that are trained together.
+    - `unbiased`: whether the pairs of a point with itself are left out. The value may then be negative; with them it is biased
+      upwards, by about 2(1 − E kernel)/n, and >= 0.
+
+    The kernel is exp(−‖a − b‖²/k²).
+
+    >>> import torch
+    >>> from nbvae import posterior
+    >>> a = torch.tensor([[0.0], [1.0]])
+    >>> posterior.sample_mmd(a, a), posterior.sample_mmd(a, a + 1.0) > 0
+    (tensor(0.), tensor(True))
     """
     # Not by matrix products: their rounding is felt in the distance of near points.
     apart = [torch.cdist(u, v, compute_mode="donot_use_mm_for_euclid_dist") for u, v in ((a, a), (b, b), (a, b))]

@@ -24,8 +24,19 @@ def pairwise(
 ) -> Float[Tensor, "*models batch n k"]:
     """log N(z_jd; mean_id, std_id²) of every z_j under every component i, for each latent d, with gradients.
 
+    - `z`: the draws (batch, k).
+    - `mean`, `std`: means and standard deviations of the n components, (n, k) each; std > 0.
+
+    Leading dimensions are models that are trained together; one that is missing somewhere is shared. The values are
+    log-densities in nats, (batch, n, k).
+
     From the differences, which are exact however narrow the posteriors are: expanded into a matrix product, their squares
     cancel by 10⁻⁷ mean²/std² in float32, and so do the gradients.
+
+    >>> import torch
+    >>> from nbvae import posterior
+    >>> posterior.pairwise(torch.zeros(2, 3), torch.zeros(5, 3), torch.ones(5, 3)).shape
+    torch.Size([2, 5, 3])
     """
     leading = torch.broadcast_shapes(*(part.shape[:-2] for part in (z, mean, std)))
     rows = [part.expand(*leading, *part.shape[-2:]).mT.flatten(0, -2).contiguous() for part in (z, mean, std)]
@@ -85,7 +96,12 @@ def _blocks(shape: torch.Size) -> Iterator[slice]:
 def log_weights(estimator: str, batch: int, n: int, like: Tensor) -> Float[Tensor, "batch batch"]:
     """Logarithms of the weights w_ji with which a batch estimates q(z_j) ≈ Σ_i w_ji q(z_j|x_i), z_j drawn from q(z|x_j).
 
-    The batch is a uniform draw of B of the N = `n` examples of the reference, without replacement.
+    - `estimator`: how the weights are made, one of those below.
+    - `batch`: B, the size of the batch, a uniform draw from the reference without replacement.
+    - `n`: N, the number of examples in the reference, at least B.
+    - `like`: a tensor whose type and device the weights (B, B) get.
+
+    The estimators are
 
     - "weighted": 1/(NB) for all (Chen et al. 2018, minibatch-weighted sampling): the weights sum to 1/N, so log q(z) comes out
       too small, by log B where the posteriors lie apart up to log N where they coincide.
@@ -94,6 +110,13 @@ def log_weights(estimator: str, batch: int, n: int, like: Tensor) -> Float[Tenso
     - "hfvae": own 1/N, all others (N − 1)/(N(B − 1)) (Esmaeili et al. 2019): unbiased as well, and symmetric.
 
     The logarithm of an unbiased estimate is biased downwards, so ② comes out too high. A batch of one has its own weight only.
+    Raises `ValueError` for another estimator, and for a batch that cannot come from the reference.
+
+    >>> import torch
+    >>> from nbvae import posterior
+    >>> weights = posterior.log_weights("hfvae", batch=4, n=100, like=torch.zeros(())).exp()
+    >>> weights.diagonal(), weights.sum(1)
+    (tensor([0.0100, 0.0100, 0.0100, 0.0100]), tensor([1., 1., 1., 1.]))
     """
     checks.choice("estimator", estimator, MINIBATCH)
     if not 1 <= batch <= n:
@@ -167,7 +190,21 @@ def mix(
     log_weight: Float[Tensor, "*batch n"],
     groups: Sequence[Sequence[int]] = (),
 ) -> LogDensities:
-    """log Σ_i w_ji q(z_j|x_i), for all latents, groups of them and each: the weight enters once, after the sum over latents."""
+    """log q(z_j) = log Σ_i w_ji q(z_j|x_i) for all latents together, for groups of them and for each, with gradients.
+
+    - `pairs`: log q(z_jd|x_i) of each pair and latent, (batch, n, k), as `pairwise` gives them.
+    - `log_weight`: log w_ji, (batch, n), or (n,) where it is the same for every z; it gets no gradient.
+    - `groups`: lists of latents whose densities are wanted as well.
+
+    The weight enters once for each density, after the sum over its latents. All values are in nats.
+
+    >>> import math, torch
+    >>> from nbvae import posterior
+    >>> pairs = posterior.pairwise(torch.zeros(2, 3), torch.zeros(5, 3), torch.ones(5, 3))
+    >>> found = posterior.mix(pairs, torch.full((5,), -math.log(5)), groups=[[0, 1], [2]])
+    >>> found.joint.shape, found.groups.shape, found.latents.shape
+    (torch.Size([2]), torch.Size([2, 2]), torch.Size([2, 3]))
+    """
     joint = _LogSum.apply(pairs.sum(-1), log_weight, -1)[0]
     latents = _LogSum.apply(pairs, log_weight.unsqueeze(-1), -2)[0]
     parts = [_LogSum.apply(pairs[..., list(group)].sum(-1), log_weight, -1)[0] for group in groups]
@@ -175,7 +212,14 @@ def mix(
 
 
 def partition(groups: Sequence[Sequence[int]], latent_dim: int | None = None) -> tuple[tuple[int, ...], ...]:
-    """`groups` as tuples, if each of the latents 0 … k−1 is in exactly one of them; `ValueError` otherwise. k None: any k."""
+    """Return `groups` as tuples if each of the latents 0 … k − 1 is in exactly one of them.
+
+    `groups` are lists of latents, and `latent_dim` is k; None allows any. Raises `ValueError` for groups that are no partition.
+
+    >>> from nbvae import posterior
+    >>> posterior.partition([[2, 0], [1]], latent_dim=3)
+    ((2, 0), (1,))
+    """
     groups = groups.tolist() if isinstance(groups, Tensor) else groups
     try:
         parts = tuple(tuple(checks.whole("latent", latent, minimum=0) for latent in group) for group in groups)

@@ -22,7 +22,16 @@ _TOLERANCE = 1e-3
 
 
 def mean_and_std(posterior: distributions.Distribution) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (..., k) of a diagonal Gaussian over the last dimension, or `ValueError`."""
+    """The mean and standard deviation (..., k) of a diagonal Gaussian over the last dimension.
+
+    Raises `ValueError` for any other distribution.
+
+    >>> import torch
+    >>> from nbvae import models, posterior
+    >>> mean, std = posterior.mean_and_std(models.VAE((4,), 3).posterior(torch.rand(10, 4)))
+    >>> mean.shape, std.shape
+    (torch.Size([10, 3]), torch.Size([10, 3]))
+    """
     base = posterior.base_dist if isinstance(posterior, distributions.Independent) else None
     if not isinstance(base, distributions.Normal) or posterior.event_shape != base.batch_shape[-1:]:
         raise ValueError("needs a diagonal Gaussian: Independent(Normal(mean, std), 1)")
@@ -31,7 +40,17 @@ def mean_and_std(posterior: distributions.Distribution) -> tuple[Tensor, Tensor]
 
 @measured
 def encode(model: Any, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """Means and standard deviations of the posteriors of all of x (N, *shape), encoded in parts."""
+    """The means and standard deviations (N, k) of the posteriors of all of x (N, *shape), encoded in parts.
+
+    The model is in evaluation mode meanwhile, and left as it was. Raises `ValueError` unless its posterior is a diagonal
+    Gaussian.
+
+    >>> from nbvae import data, models, posterior
+    >>> digits = data.load("digits")
+    >>> mean, std = posterior.encode(models.VAE(digits.shape, 3, hidden=(8,)), digits.test)
+    >>> mean.shape, std.shape
+    (torch.Size([397, 3]), torch.Size([397, 3]))
+    """
     check_input(model, x)
     like = model.prior().mean
     codes = [mean_and_std(model.posterior(part.to(like))) for part in parts(x)]
@@ -40,18 +59,33 @@ def encode(model: Any, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n k"],
 
 
 def check_reference(reference: Sequence | Tensor) -> None:
-    """Raise `ValueError` for a reference of fewer than two examples, whose q(z) is the posterior of one."""
+    """Raise `ValueError` for a reference of fewer than two examples, whose q(z) is the posterior of one.
+
+    >>> from nbvae import posterior
+    >>> posterior.check_reference([0.5])
+    Traceback (most recent call last):
+    ValueError: the aggregated posterior needs a reference of at least two examples, got 1
+    """
     if len(reference) < 2:
         raise ValueError(f"the aggregated posterior needs a reference of at least two examples, got {len(reference)}")
 
 
 @torch.no_grad()
 def log_density(z: Float[Tensor, "m k"], mean: Float[Tensor, "n k"], std: Float[Tensor, "n k"]) -> Float[Tensor, " m"]:
-    """log (1/N) Σ_i N(z; mean_i, diag std_i²) for each row of z (M, k): float64, nats, within 1e-3.
+    """log q(z) = log (1/N) Σ_i N(z; mean_i, diag std_i²) of each z, without gradients.
 
-    The squares are expanded, so that all pairs are one matrix product, in blocks of fixed size: memory does not grow with MN.
-    Expanding cancels where posteriors are narrow against their distance from the centre; float64 is used where float32
-    would not hold the tolerance, and holds it until that ratio is a million.
+    - `z`: the points (M, k).
+    - `mean`, `std`: means and standard deviations of the N components, (N, k) each, as `encode` gives them.
+
+    The values (M,) are in nats, in float64, and right within 1e-3. The squares are expanded, so that all pairs are one matrix
+    product, in blocks of fixed size: memory does not grow with MN. Expanding cancels where posteriors are narrow against their
+    distance from the centre: float64 is used where float32 would not hold the tolerance, and differences where float64 would
+    not.
+
+    >>> import torch
+    >>> from nbvae import posterior
+    >>> posterior.log_density(torch.zeros(1, 2), torch.zeros(100, 2), torch.ones(100, 2))  # −log 2π
+    tensor([-1.8379], dtype=torch.float64)
     """
     return _log_sum(z, mean, std, None)[0] - math.log(len(mean))
 
@@ -60,7 +94,19 @@ def log_density(z: Float[Tensor, "m k"], mean: Float[Tensor, "n k"], std: Float[
 def leave_one_out(
     z: Float[Tensor, "m k"], mean: Float[Tensor, "n k"], std: Float[Tensor, "n k"], own: Int64[Tensor, " m"]
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """`log_density` (M,) and the same without component `own[j]` for z_j, (1/(N−1)) Σ_{i≠own} in place of (1/N) Σ_i."""
+    """`log_density` (M,), and the same without one component of each z: (1/(N − 1)) Σ_{i≠own} in place of (1/N) Σ_i.
+
+    - `z`: the points (M, k).
+    - `mean`, `std`: means and standard deviations of the N components, (N, k) each; N >= 2.
+    - `own`: for each z the component that is left out, (M,), 0 to N − 1: that of the example that z was drawn for.
+
+    >>> import torch
+    >>> from nbvae import posterior
+    >>> mean = torch.tensor([[0.0], [100.0], [0.0]])
+    >>> every, others = posterior.leave_one_out(mean[:1], mean, torch.ones(3, 1), torch.tensor([0]))
+    >>> (others - every).exp()  # one of two near components in three, against one in two
+    tensor([0.7500], dtype=torch.float64)
+    """
     check_reference(mean)
     n = len(mean)
     others, alone = _log_sum(z, mean, std, own)
@@ -111,7 +157,7 @@ def _products(z: Tensor, mean: Tensor, std: Tensor, constant: Tensor, own: Tenso
     features = torch.cat([z**2, z], 1)
     spread = (mean / std).square().sum(1).max()
     unit = 5.0 * torch.finfo(torch.float32).eps
-    # A GPU may have been told to round its float32 products to TensorFloat-32, with a tenth of the digits.
+    # A GPU may have been told to round its float32 products to TensorFloat-32, which has three digits of their seven.
     if z.is_cuda or unit * 2 * spread > _TOLERANCE:
         return _blocks(features, factors, bias, own)
     total = _blocks(features.float(), factors.float(), bias.float(), own)
