@@ -116,7 +116,9 @@ def phase_diagram(
         ax.plot(ends, entropy - ends, color="black", linewidth=1.5)
         ax.fill_between(ends, entropy - ends, -top, color="0.85", linewidth=0)
         ax.annotate("infeasible:\nD + R < H", (0, 0), xytext=(4, 5), textcoords="offset points", fontsize=9)
-        ax.plot([0, entropy], [entropy, 0], linestyle="none", marker="*", markersize=11, color="black", clip_on=False)
+        # Whole stars on the axes, but none beyond them: the layout would make room for it.
+        stars = [(x, y) for x, y in ((0.0, entropy), (entropy, 0.0)) if x <= right and y <= top]
+        ax.plot(*np.reshape(stars, (-1, 2)).T, linestyle="none", marker="*", markersize=11, color="black", clip_on=False)
         ax.annotate("auto-decoding limit", (0, entropy), xytext=(8, 6), textcoords="offset points", fontsize=9)
         ax.annotate("auto-encoding limit", (entropy, 0), xytext=(10, 8), textcoords="offset points", fontsize=9)
         if top > 0:

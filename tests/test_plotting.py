@@ -57,6 +57,17 @@ def test_phase_diagram_names_the_limits_that_it_is_given(curve, limits):
     assert ("pixels without a code" in texts) == ("collapsed" in limits)
 
 
+@pytest.mark.parametrize(("scale", "ends"), [(1.0, 2), (0.01, 0), (100.0, 2)])
+def test_limits_beyond_the_axes_leave_the_axes_their_size(curve, scale, ends):
+    """Curves of hardly any rate, of data whose entropy is far beyond it: a mark out there would take all the room."""
+    entropy = 0.5 * min(curve.rates.max(), curve.distortions.max())
+    scaled = [curves.RDPoint(point.beta, scale * point.rate, scale * point.distortion) for point in curve]
+    ax = plotting.phase_diagram(curves.RDCurve(scaled), entropy=entropy)
+    ax.figure.canvas.draw()
+    assert ax.get_position().width > 0.5
+    assert sum(len(line.get_xdata()) for line in ax.lines if line.get_marker() == "*") == ends
+
+
 def test_envelope_draws_slopes_in_their_brackets(curve):
     check = curve.envelope()
     ax = plotting.envelope(check)
