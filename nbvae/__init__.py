@@ -1,19 +1,39 @@
 """nbvae: the rate–distortion view of variational autoencoders, as a thin library over PyTorch.
 
-The rooms, from the ones that know least to the ones that know most; each is loaded on first use:
+The rooms and what each offers, from the ones that know least to the ones that know most. A room is loaded on first use:
+`import nbvae; nbvae.models.VAE`. `help(nbvae.models.VAE)` says more, with an example.
 
 - `data`: named data sets and a reader's own, with fixed splits.
-- `results`: what is measured: estimates with their errors, tidy frames, means over seeds, pairs.
+  Dataset, load, gaussian_covariance
+- `results`: what is measured: estimates with their errors, tidy frames, means over seeds, paired differences.
+  COLUMNS, Estimate, Quantities, frame_of, over_seeds, paired, row_of, tidy
 - `curves`: rate–distortion points and curves as records, and comparisons of them.
+  RDPoint, Regret, Envelope, RDCurve
 - `analytic`: closed forms to hold everything else to.
+  Numbers, Solution, LinearGaussian, linear_elbo_terms, GaussianTerms, linear_four_terms, linear_evidence,
+  calibrated_distortion, gaussian_rd, gaussian_rate_distortion, gaussian_distortion_rate
 - `models`: VAEs as three distributions, `posterior(x)`, `likelihood(z)`, `prior()`.
+  VAE, AtBeta, Discretized, MultiBetaVAE
 - `posterior`: the aggregated posterior q(z) of a data set.
+  MINIBATCH, LogDensities, check_reference, encode, leave_one_out, log_density, log_weights, mean_and_std, mix, mmd,
+  pairwise, partition, sample_mmd
 - `objectives`: the published losses as weights on the terms of the ELBO.
+  DIPVAEI, DIPVAEII, HFVAE, NAMED, TABLE, VAE, AnchorVAE, BetaTCVAE, BetaVAE, Capacity, FactorVAE, InfoVAE,
+  InformationDropout, LogMSE, Loss, Model, MultiBeta, Objective, Terms, elbo_terms
 - `training`: `fit` for one model, `sweep` for many, runs on disk.
-- `estimators`: rate, distortion, the four terms, log p(x), with standard errors.
-- `metrics`: distances between sets of images, alignment of latents.
+  DEVICES, OPTIMIZERS, SCHEDULES, Diverged, Run, TrainConfig, calibration, device, fit, load, seeded, sweep, watched
+- `estimators`: rate, distortion, the four terms, log p(x), each with its standard error.
+  ActiveUnits, CrossTerms, Decomposition, Estimate, MinibatchTerms, Moments, active_units, ais, decompose,
+  empirical_entropy, evaluate, gap, iwae, minibatch_terms, moments, rd_curve
+- `metrics`: distances between sets of images, and the alignment of latents.
+  Alignment, Classifier, Coverage, Measured, alignment, classifier, coverage, frechet_distance, frechet_gaussians,
+  inception, kernel_distance
 - `samplers`: ways to draw from a trained model.
-- `plotting`, `notebook`: figures, and what chapters need.
+  Aggregate, Chain, Mixture, Prior, Recursive, Sampler, SecondStage
+- `plotting`: figures of records.
+  rd_plane, phase_diagram, envelope, image_grid, four_terms
+- `notebook`: what chapters need of a notebook.
+  begin, glue, Table, table, recorded, slider, check_parameters
 """
 
 import importlib

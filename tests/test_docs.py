@@ -57,3 +57,10 @@ MADE_BY_FUNCTIONS = {
 
 def test_the_exceptions_are_public_names():
     assert {name for name, _ in NAMES} >= MADE_BY_FUNCTIONS
+
+
+def test_the_front_page_of_help_lists_every_public_name():
+    front = inspect.getdoc(nbvae) or ""
+    for room in nbvae.__all__:
+        line = front.split(f"- `{room}`:")[1].split("\n- `")[0].replace(",", " ").split()
+        assert {name.split(".")[1] for name, _ in public(room)} - {"check_data", "check_input"} <= set(line), room
