@@ -141,7 +141,9 @@ def not_negative_fields(objective: object, *names: str) -> None:
 class Objective:
     """What training asks of an objective beside being called: as it is here, nothing. Rows override what they need.
 
-    An objective of one's own need not inherit it: `hook` takes from here what it lacks.
+    An objective is called as `objective(model, x, step=…, reference=…)`, with a batch x (batch, *shape), the number of steps
+    before this one, and the whole training set `reference` (N, *shape), and returns a `Loss`. One's own need not inherit this
+    class: `hook` takes from here what it lacks.
 
     >>> from nbvae import objectives
     >>> objectives.Objective().companion(latent_dim=8) is None

@@ -153,7 +153,7 @@ class AnchorVAE(NeedsFixedCodes):
         return Loss((draw.terms.distortion + draw.terms.rate).mean(-1) - self.lam * information, draw.terms)
 
 
-class _Weighted(NeedsFixedCodes):
+class _OfFourTerms(NeedsFixedCodes):
     """D plus weighted ②, TC, DW and (i), the total correlation within groups of latents, all at the same z.
 
     With all weights one it is D plus the sampled log q(z|x)/p(z).
@@ -183,6 +183,7 @@ class _Weighted(NeedsFixedCodes):
         singles = log_q.latents.sum(-1)
         between = log_q.groups.sum(-1) if parts else singles
         information = (draw.posterior.log_prob(draw.z) - log_q.joint).mean(-1)
+        # Total correlation, log q(z) − Σ_d log q(z_d): between groups of latents if there are any, and then within them.
         correlation = (log_q.joint - between).mean(-1)
         within = (between - singles).mean(-1)
         dimensions = (singles - model.prior().log_prob(draw.z)).mean(-1)
@@ -191,7 +192,7 @@ class _Weighted(NeedsFixedCodes):
 
 
 @dataclass(frozen=True)
-class InformationDropout(_Weighted):
+class InformationDropout(_OfFourTerms):
     """D + β② + γ TC (Achille & Soatto 2018), as its Gaussian equivalent: no weight on DW, the marginal is free but factorised.
 
     The published model multiplies activations by log-normal noise, log z = log f(x) + α(x)ε: a Gaussian encoder of log z. Its
@@ -224,7 +225,7 @@ class InformationDropout(_Weighted):
 
 
 @dataclass(frozen=True)
-class BetaTCVAE(_Weighted):
+class BetaTCVAE(_OfFourTerms):
     """D + α② + β TC + γ DW (Chen et al. 2018, eq. 4). α = β = γ = 1 is the VAE, with its KL sampled.
 
     - `alpha`, `beta`, `gamma`: the weights of ②, TC and DW, each >= 0.
@@ -250,7 +251,7 @@ class BetaTCVAE(_Weighted):
 
 
 @dataclass(frozen=True)
-class HFVAE(_Weighted):
+class HFVAE(_OfFourTerms):
     """D + α② + β TC + γ(i) + (ii): TC between groups of latents, (i) the total correlation within each, (ii) = DW.
 
     (Esmaeili et al. 2019, eq. 7.) α = β = γ = 1 is the VAE, with its KL sampled.
