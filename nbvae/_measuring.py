@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, distributions, nn
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_CLOSED = (Tensor, ModuleType, type)  # what they hold is not looked at
 
 
 @contextmanager
@@ -51,7 +52,12 @@ def modules(model: object) -> list[nn.Module]:
     left: list[Any] = [model, *(vars(kind) for kind in type(model).__mro__ if not issubclass(nn.Module, kind))]
     while left:
         thing = left.pop()
-        if id(thing) in seen or not gc.is_tracked(thing) or isinstance(thing, Tensor | ModuleType | type):
+        if (
+            not gc.is_tracked(thing)
+            or id(thing) in seen
+            or isinstance(thing, _CLOSED)
+            or (isinstance(thing, dict) and not thing)
+        ):
             continue
         seen[id(thing)] = thing
         if isinstance(thing, nn.Module):

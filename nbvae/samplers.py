@@ -88,7 +88,7 @@ class Aggregate(Sampler):
 
     def __init__(self, model: Any, x: Float[Tensor, "batch *shape"]):
         super().__init__(model)
-        self.mean, self.std = _codes(model, x)
+        self.mean, self.std = _codes(model, x, least=2)
 
     def _draw(self, n: int) -> Tensor:
         row = torch.randint(len(self.mean), (n,), device=self.mean.device)
@@ -269,7 +269,8 @@ class SecondStage(Sampler):
             raise ValueError(f"config must be a training.TrainConfig, or None for the default, got {config!r}")
         seed, place = checks.seed("seed", seed, bits=32), model.prior().mean.device
         config = config or training.TrainConfig(epochs=30, batch_size=256, lr=3e-3, schedule="one_cycle")
-        with seeded(seed, place):
+        # Training takes gradients, also where the caller has switched them off.
+        with seeded(seed, place), torch.inference_mode(False), torch.enable_grad():
             z = _draws(model, x, checks.whole("draws", draws)).cpu().float()
             # Standardised, for the second model's first layer; undone in `_draw`.
             self.centre, self.scale = z.mean(0), z.std(0).clamp(min=1e-6)
@@ -360,14 +361,14 @@ def _ladder(model: Any, betas: Sequence[float] | None) -> list[Any]:
     return views
 
 
-def _codes(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    check_data(model, x, least=2)
+def _codes(model: Any, x: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
+    check_data(model, x, least)
     return encode(model, x)
 
 
 def _draws(model: Any, x: Tensor, draws: int) -> Float[Tensor, "n_draws k"]:
     """`draws` draws of q(z|x) for each x, example by example within each draw."""
-    mean, std = _codes(model, x)
+    mean, std = _codes(model, x, least=2)
     return torch.normal(mean.repeat(draws, 1), std.repeat(draws, 1))
 
 

@@ -326,6 +326,9 @@ def test_one_example_has_a_value_and_no_standard_error(recwarn):
     ):
         assert math.isfinite(found.value)
         assert math.isnan(found.stderr)
+    many = images()
+    assert math.isfinite(samplers.Mixture(model, many, 1).rate(x))
+    assert samplers.Chain([model, model], many, n_components=1).rates(x)[0].item() == pytest.approx(point.rate, rel=1e-6)
     (curve,) = estimators.rd_curve(run_of(model), x)
     assert curve.rate == point.rate
     assert not recwarn.list
@@ -364,6 +367,18 @@ def test_sums_over_many_draws_are_not_rounded():
         assert point.distortion == 1_000_000.5
         assert point.mse == pytest.approx(squared, rel=1e-15)
         assert estimators.decompose(Constant(), torch.arange(7.0)[:, None], n_samples=3000).distortion == 1_000_000.5
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", [*MEASURED, *SAMPLED])
+def test_the_numbers_do_not_depend_on_gradients_being_switched_on(name, off):
+    torch.manual_seed(2)
+    model, call = models.VAE(SHAPE, K, hidden=(8,)), (MEASURED | SAMPLED)[name]
+    expected = numbers(call(model, images()))
+    with off():
+        assert numbers(call(model, images())) == expected
+        assert not torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_ais_needs_no_gradients_of_its_caller():
