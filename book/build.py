@@ -28,7 +28,7 @@ from pathlib import Path
 
 import nbformat
 import pages
-import sources
+import staleness
 import yaml
 
 CELL_TIMEOUT = 900  # seconds for one cell; papermill has no limit of its own
@@ -93,17 +93,17 @@ class Notebook:
 
         Prose, captions, comments and the library's docstrings decide no result.
         """
-        cells = sources.code_cells(self.read())
+        cells = staleness.code_cells(self.read())
         code = [cell.source for cell in cells]
         packages = ["nbvae", *(["studies"] if any("studies" in each for each in code) else [])]
-        library = [each for name in packages for each in sources.package_meaning(self.root / name)]
-        records = sources.records(code, self.root / "book" / "recorded")
+        library = [each for name in packages for each in staleness.package_meaning(self.root / name)]
+        records = staleness.records(code, self.root / "book" / "recorded")
         # Named data sets come with pinned packages or are verified by the library; only a reader's own file can change.
         own = self.root / str(self.parameters().get("dataset", ""))
         return hash_text(
-            *map(sources.cell_meaning, cells), *library, *pins(self.root),
+            *map(staleness.cell_meaning, cells), *library, *pins(self.root),
             hash_files([*records, *([own] if own.is_file() else [])]),
-            sources.meaning(inspect.getsource(execute), False), json.dumps(KERNEL_ENVIRONMENT), platform.python_version(),
+            staleness.meaning(inspect.getsource(execute), False), json.dumps(KERNEL_ENVIRONMENT), platform.python_version(),
         )  # fmt: skip
 
     def is_current(self) -> bool:
@@ -117,12 +117,12 @@ class Notebook:
     def output(self) -> str:
         """A hash of the results in the executed notebook, cell by cell."""
         executed = nbformat.read(self.executed, as_version=4)
-        return hash_text(*(json.dumps([cell.execution_count, cell.outputs]) for cell in sources.code_cells(executed)))
+        return hash_text(*(json.dumps([cell.execution_count, cell.outputs]) for cell in staleness.code_cells(executed)))
 
     def renew(self) -> bool:
         """Put all that is shown, and decides no result, into the executed notebook anew; whether that changed anything."""
         executed, page = nbformat.read(self.executed, as_version=4), self.read()
-        for cell, run in zip(sources.code_cells(page), sources.code_cells(executed), strict=True):
+        for cell, run in zip(staleness.code_cells(page), staleness.code_cells(executed), strict=True):
             cell.outputs, cell.execution_count = run.outputs, run.execution_count
         page.metadata["language_info"] = executed.metadata.get("language_info", {})  # what the kernel said of itself
         return replace_text(self.executed, f"{nbformat.writes(page)}\n")
@@ -215,7 +215,7 @@ def output_problems(notebook: nbformat.NotebookNode) -> list[str]:
 def picture_problems(notebook: nbformat.NotebookNode) -> list[str]:
     """Pictures that the page would show without a text for those who cannot see them."""
     problems = []
-    for cell in sources.code_cells(notebook):
+    for cell in staleness.code_cells(notebook):
         kinds = [kind for output in cell.outputs for kind in output.get("data", {})]
         removed = {"remove-cell", "remove-output"} & set(cell.metadata.get("tags", []))
         fault = pages.alt_fault(cell.metadata.get("mystnb", {}).get("image", {}).get("alt"))

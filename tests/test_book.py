@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 
 import pages  # noqa: E402
-import sources  # noqa: E402
+import staleness  # noqa: E402
 
 import build  # noqa: E402
 
@@ -419,7 +419,7 @@ def test_the_records_that_code_names_are_found(tmp_path, code, named):
     names = {"race.json", "race.npz", "race_on_gpu.json", "racer.json", "other.json"}
     for name in names:
         (tmp_path / name).write_text("{}")
-    assert {path.name for path in sources.records([code], tmp_path)} == (names if named is None else named)
+    assert {path.name for path in staleness.records([code], tmp_path)} == (names if named is None else named)
 
 
 def test_nothing_that_is_run_reads_a_docstring_or_source():
@@ -428,12 +428,12 @@ def test_nothing_that_is_run_reads_a_docstring_or_source():
     code = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "nbvae").rglob("*.py"))}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
-        code[path] = "\n".join(sources.plain(cell.source) for cell in cells if cell.cell_type == "code")
+        code[path] = "\n".join(staleness.plain(cell.source) for cell in cells if cell.cell_type == "code")
     for path, text in code.items():
         nodes = list(ast.walk(ast.parse(text)))
         used = {node.id for node in nodes if isinstance(node, ast.Name)}
         used |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-        assert not used & readers, f"{path.name} reads documentation: let `sources.meaning` keep docstrings"
+        assert not used & readers, f"{path.name} reads documentation: let `staleness.meaning` keep docstrings"
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """The README's Python code runs as it stands, from an empty folder, with nothing but the installed library."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
@@ -23,3 +25,11 @@ def test_the_code_of_the_readme_runs_in_an_empty_folder(tmp_path):
         assert not run.stderr, run.stderr  # all four models were trained as one
     assert "β 0.3: R" in subprocess.run([sys.executable, "one.py"], cwd=tmp_path, capture_output=True, text=True).stdout
     assert run.stdout.rstrip().endswith("FreeBits(beta=1.0, free=2.0)")
+
+
+def test_the_table_of_the_readme_has_every_chapter():
+    for path in NOTEBOOKS:
+        if number := re.match(r"0*(\d+)_", path.name):
+            first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0]
+            row = f"| {number[1]} {first.removeprefix('# ').split(',')[0]}"
+            assert f"\n{row}" in README, f"README.md: the table of chapters has no row that begins '{row}'"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from rows import PER_RUN
 from torch import distributions, nn
 from torch.nn import functional
 from torch.nn.utils import prune
@@ -211,21 +212,7 @@ class WarmUp:
 
 
 USERS = {"mean": Mean, "per example": PerExample, "warm-up": WarmUp}
-# Every row of the table, with a number that differs within the sweep; of the VAE, which has none, the same twice.
-ROWS = {
-    "vae": lambda beta: objectives.VAE(),
-    "beta_vae": objectives.BetaVAE,
-    "dip_vae_i": lambda beta: objectives.DIPVAEI(off_diagonal=beta),
-    "dip_vae_ii": lambda beta: objectives.DIPVAEII(diagonal=beta),
-    "info_vae": lambda beta: objectives.InfoVAE(lam=10 * beta),
-    "capacity": lambda beta: objectives.Capacity(capacity=beta, ramp_steps=4),
-    "anchor_vae": lambda beta: objectives.AnchorVAE(lam=beta / 3),
-    "information_dropout": lambda beta: objectives.InformationDropout(gamma=beta),
-    "factor_vae": lambda beta: objectives.FactorVAE(gamma=5 * beta, width=8),
-    "beta_tcvae": lambda beta: objectives.BetaTCVAE(beta=6 * beta),
-    "hfvae": lambda beta: objectives.HFVAE(gamma=beta, groups=((0, 1), (2,))),
-}
-assert list(ROWS) == list(objectives.TABLE)
+ROWS = {name: lambda beta, row=row, numbers=PER_RUN[name]: row(**numbers(beta)) for name, row in objectives.TABLE.items()}
 
 
 def compared(make, kinds, dataset, seeds=(0, 1), config=CONFIG):
