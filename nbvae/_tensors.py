@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
-# Values that are encoded or decoded at once, whatever the size of the data: 2 MiB in float32. Larger parts leave the cache
-# and are slower.
-AT_ONCE = 1 << 19
+# Values that are encoded or decoded at once, whatever the size of the data: on a CPU 1 MiB in float32, which stays in the
+# cache, and elsewhere 64 MiB.
+AT_ONCE, ELSEWHERE = 1 << 18, 64
 
 
 def double(x: Tensor) -> Tensor:
@@ -14,15 +15,20 @@ def double(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
-def parts(x: Tensor, size: int | None = None, dim: int = 0) -> tuple[Tensor, ...]:
-    """x in parts along `dim`, each with as many rows as may be held at once.
+def parts(x: Tensor, like: Tensor | None = None, size: int | None = None, dim: int = 0) -> Iterator[Tensor]:
+    """x in parts along `dim`, each with as many rows as may be held at once, on the device and in the precision of `like`.
 
     `size` is the number of values that come of each row, by default those of the row itself.
     """
-    return x.split(max(1, AT_ONCE // (size or x[0].numel())), dim)
+    like = x if like is None else like
+    return (part.to(like) for part in x.split(_rows(size or x[0].numel(), like.device), dim))
 
 
-def portions(n: int, size: int) -> Iterator[int]:
-    """n draws of `size` values each, in numbers that may be held at once."""
-    most = max(1, AT_ONCE // size)
+def portions(n: int, part: Tensor) -> Iterator[int]:
+    """n draws of as many values as `part` has, in numbers that may be held at once."""
+    most = _rows(part.numel(), part.device)
     return (min(most, n - start) for start in range(0, n, most))
+
+
+def _rows(size: int, place: torch.device) -> int:
+    return max(1, AT_ONCE * (1 if place.type == "cpu" else ELSEWHERE) // size)

@@ -374,5 +374,5 @@ def _draws(model: Any, x: Tensor, draws: int) -> Float[Tensor, "n_draws k"]:
 
 def _decode(model: Any, z: Float[Tensor, "n k"], draw: bool = False) -> Float[Tensor, "n *shape"]:
     size = model.likelihood(z[:1]).mean.numel()
-    likelihoods = map(model.likelihood, parts(z, size))
+    likelihoods = map(model.likelihood, parts(z, size=size))
     return torch.cat([each.sample() if draw else each.mean for each in likelihoods])

@@ -281,15 +281,14 @@ def _draws(model: objectives.Model, x: Tensor, n_samples: int) -> tuple[Float[Te
     """z ~ q(z|x), `n_samples` for each x, with distortion and rate (draws, n) and log q(z_d|x) (draws, n, k) in float64."""
     prior = model.prior()
     codes, columns = [], {"distortion": [], "rate": [], "log_own": []}
-    for part in parts(x):
-        part = part.to(prior.mean)
+    for part in parts(x, prior.mean):
         posterior = model.posterior(part)
         mean, std = (double(each) for each in mean_and_std(posterior))
         noise = torch.randn((n_samples, *mean.shape), dtype=part.dtype, device=part.device)
         # In float64: a float32 z misses its own posterior where that is narrower than the rounding of its mean.
         z = mean + std * double(noise)
         codes.append(z)
-        some = z.to(part).split(list(portions(n_samples, part.numel())))
+        some = z.to(part).split(list(portions(n_samples, part)))
         columns["distortion"].append(torch.cat([-log_likelihood(model, each, part) for each in some]))
         columns["rate"].append(rate_of(posterior, prior, len(part)).expand(z.shape[:-1]))
         columns["log_own"].append(torch.distributions.Normal(mean, std, validate_args=False).log_prob(z))

@@ -44,11 +44,10 @@ def iwae(model: objectives.Model, x: Float[Tensor, "batch ..."], n_samples: int 
     prior = model.prior()
     values = []
     with seeded(seed, prior.mean.device):
-        for part in parts(x):
-            part = part.to(prior.mean)
+        for part in parts(x, prior.mean):
             posterior = model.posterior(part)
             total = torch.full((len(part),), -math.inf, dtype=torch.float64)
-            for count in portions(n_samples, part.numel()):
+            for count in portions(n_samples, part):
                 z = posterior.sample((count,))
                 weight = log_likelihood(model, z, part) + prior.log_prob(z) - posterior.log_prob(z)
                 total = torch.logaddexp(total, weight.cpu().double().logsumexp(0))
@@ -111,8 +110,8 @@ def ais(
     values, done = [], 0
     # The moves take gradients in z, also where the caller has switched gradients off; copies are no inference tensors.
     with seeded(seed, prior.mean.device), torch.inference_mode(False), torch.no_grad():
-        for part in parts(x, n_chains * x[0].numel()):
-            path = _Path(model, part.to(prior.mean, copy=True), n_leapfrog)
+        for part in parts(x, prior.mean, n_chains * x[0].numel()):
+            path = _Path(model, part.clone(), n_leapfrog)
             sizes = path.pilot(times, n_chains)
             if posterior_samples is None:
                 weight = path.forward(times, prior.sample((n_chains, len(part))), sizes)
@@ -156,11 +155,10 @@ def gap(
     prior = model.prior()
     elbo = []
     with seeded(seed, prior.mean.device):
-        for part in parts(x):
-            part = part.to(prior.mean)
+        for part in parts(x, prior.mean):
             posterior = model.posterior(part)
             value = -rate_of(posterior, prior, len(part)).cpu().double()
-            for count in portions(n_samples, part.numel()):
+            for count in portions(n_samples, part):
                 value += log_likelihood(model, posterior.sample((count,)), part).cpu().double().sum(0) / n_samples
             elbo.append(value)
     return Estimate.of(torch.as_tensor(per_example).cpu().double() - torch.cat(elbo))

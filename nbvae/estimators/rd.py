@@ -21,13 +21,14 @@ _DRAWS = 10_000
 
 @measured
 def evaluate(
-    model: objectives.Model, x: Float[Tensor, "..."], beta: float = 1.0, n_samples: int | None = None, seed: int = 0
+    model: objectives.Model, x: Float[Tensor, "..."], beta: float | None = None, n_samples: int | None = None, seed: int = 0
 ) -> curves.RDPoint:
     """Rate, distortion and MSE of a model on data, as a point of the rate–distortion plane.
 
     - `model`: the model that is measured, in evaluation mode. It is left as it was.
     - `x`: the examples (batch, *shape) that the values are means over; one is enough.
-    - `beta`: the β that the point is labelled with, > 0. It weighs the point's loss D + βR and nothing else.
+    - `beta`: the β that the point is labelled with, > 0; by default that of a view of one β, and else 1. It weighs the point's
+      loss D + βR and nothing else.
     - `n_samples`: the number of draws z ~ q(z|x) for each example, >= 1; by default there are at least 10⁴ in all.
     - `seed`: the seed of the draws. torch's own stream is left as it was.
 
@@ -45,16 +46,16 @@ def evaluate(
     (True, True, 397)
     """
     objectives.check_data(model, x)
-    beta, seed = checks.positive("beta", beta), checks.seed("seed", seed)
+    beta = checks.positive("beta", getattr(model, "beta", 1.0) if beta is None else beta)
+    seed = checks.seed("seed", seed)
     n_samples = -(-_DRAWS // len(x)) if n_samples is None else checks.whole("n_samples", n_samples)
     prior = model.prior()
     columns = []
     with seeded(seed, prior.mean.device):
-        for part in parts(x):
-            part = part.to(prior.mean)
+        for part in parts(x, prior.mean):
             posterior = model.posterior(part)
             sums = torch.zeros(2, len(part), dtype=torch.float64)
-            for count in portions(n_samples, part.numel()):
+            for count in portions(n_samples, part):
                 z = posterior.sample((count,))
                 rows, likelihood = repeated(part, z), model.likelihood(z.flatten(0, 1))
                 each = torch.stack([-log_prob(likelihood, rows), (rows - likelihood.mean).square().flatten(1).sum(-1)])
@@ -95,8 +96,8 @@ def rd_curve(
     with: `to_frame` has a row for each, and `regret(other, paired=True)` compares seed by seed. A single run has the standard
     errors of `evaluate`, over examples.
 
-    Raises `ValueError` for no runs, for an objective without a β, and for runs of one β whose models differ in their settings
-    (σ, say): split them first.
+    Raises `ValueError` for no runs, for an objective without a β, and for runs of one β that differ in more than their seed, or
+    not in their seed: in the settings of the model (σ, say), in the objective or in how they were trained. Split them first.
 
     >>> from nbvae import data, estimators, models
     >>> digits = data.load("digits")
@@ -113,21 +114,43 @@ def rd_curve(
             raise ValueError("betas are for a model with at(beta), as models.MultiBetaVAE; a run or view of one β has its own")
         if any(getattr(model, "config", None) != getattr(many[0], "config", None) for model in many):
             raise ValueError("the models have different settings: one curve for each, please")
+        _differ_in_seeds(runs, "")
         for beta in checks.listed("betas", betas):
             points.append(_mean(runs, [evaluate(model.at(beta), x, beta, n_samples, seed) for model in many]))
         return curves.RDCurve(points)
     for run in runs:
         if not isinstance(getattr(getattr(run, "objective", None), "beta", None), Real):
             what = getattr(run, "objective", type(run).__name__)
-            hint = "give betas=" if hasattr(_model(run), "at") else "evaluate(model, x) gives its point"
+            hint = "give betas=" if hasattr(_model(run), "at") else "evaluate(model, x) gives a point"
             raise ValueError(f"{what} has no β to order a curve by: {hint}")
     order = sorted(runs, key=lambda run: run.objective.beta)
     for beta, group in itertools.groupby(order, key=lambda run: run.objective.beta):
         same = list(group)
         if any(getattr(run.model, "config", None) != getattr(same[0].model, "config", None) for run in same):
             raise ValueError(f"the runs of β = {beta} have models of different settings: one curve for each, please")
+        _differ_in_seeds(same, f" of β = {beta}")
         points.append(_mean(same, [evaluate(run.model, x, beta, n_samples, seed) for run in same]))
     return curves.RDCurve(points)
+
+
+def _differ_in_seeds(runs: Sequence[Any], which: str) -> None:
+    """`ValueError` where runs that are to be averaged are not trainings of one thing with different seeds."""
+    known = [run for run in runs if hasattr(run, "objective") and hasattr(run, "config")]
+    for run in known[1:]:
+        for what in ("objective", "config"):
+            if _settings(getattr(run, what)) != _settings(getattr(known[0], what)):
+                raise ValueError(f"the runs{which} differ in their {what}: one curve for each, please")
+    seeds = [run.config.seed for run in known]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"two runs{which} have the same seed, {max(seeds, key=seeds.count)}: no spread of training is in them")
+
+
+def _settings(thing: Any) -> Any:
+    """What two objectives, or two configs but for seed and device, are compared by."""
+    values = getattr(thing, "__dict__", None)
+    if not values:
+        return thing
+    return type(thing), {name: value for name, value in values.items() if name not in ("seed", "device")}
 
 
 def _mean(runs: Sequence[Any], points: Sequence[curves.RDPoint]) -> curves.RDPoint:

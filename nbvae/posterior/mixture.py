@@ -52,8 +52,7 @@ def encode(model: Any, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n k"],
     (torch.Size([397, 3]), torch.Size([397, 3]))
     """
     check_input(model, x)
-    like = model.prior().mean
-    codes = [mean_and_std(model.posterior(part.to(like))) for part in parts(x)]
+    codes = [mean_and_std(model.posterior(part)) for part in parts(x, model.prior().mean)]
     mean, std = (torch.cat(columns) for columns in zip(*codes, strict=True))
     return mean, std
 
