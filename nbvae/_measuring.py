@@ -2,7 +2,7 @@
 
 import functools
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributions, nn
+
+from nbvae import checks
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _CLOSED = (Tensor, ModuleType, type)  # what they hold is not looked at
@@ -69,6 +71,19 @@ def modules(model: object) -> list[nn.Module]:
         else:
             left += gc.get_referents(thing)
     return found
+
+
+@contextmanager
+def attributes_kept(every: Iterable[nn.Module]) -> Iterator[None]:
+    """Put back what forward passes leave behind in attributes that are neither parameters nor buffers."""
+    parts = [part for module in every for part in module.modules()]
+    before = [dict(vars(part)) for part in parts]
+    try:
+        yield
+    finally:
+        for part, attributes in zip(parts, before, strict=True):
+            vars(part).clear()
+            vars(part).update(attributes)
 
 
 def check_model(model: Any, *methods: str) -> None:
@@ -135,14 +150,47 @@ def check_data(model: Any, x: Any, least: int = 1) -> None:
         check(x)
 
 
-def rate_of(posterior: distributions.Distribution, prior: distributions.Distribution, n: int) -> Float[Tensor, " n"]:
-    """KL(q(z|x) ‖ p(z)) in closed form for each of n examples x, nats; `ValueError` where torch has none."""
+def check_distributions(model: Any, x: Float[Tensor, "batch *shape"]) -> None:
+    """Raise `ValueError` where the three distributions of a model are not those of one z, and of one example, for each of x."""
+    cure = "make the dimensions of {} its event with torch.distributions.Independent"
+    prior = _distribution("prior()", model.prior)
+    if prior.batch_shape or len(prior.event_shape) != 1:
+        shapes = f"batch {tuple(prior.batch_shape)} and event {tuple(prior.event_shape)}"
+        raise ValueError(f"prior() must be one distribution of z (k,), got {shapes}: {cure.format('z')}")
+    x = x.to(prior.mean)
+    with measuring(model), attributes_kept(modules(model)):
+        posterior = _distribution("posterior(x)", lambda: model.posterior(x))
+        z = posterior.sample()
+        _per_example("posterior(x)", posterior.log_prob(z), len(x))
+        likelihood = _distribution("likelihood(z)", lambda: model.likelihood(z))
+    if likelihood.event_shape != x.shape[1:]:
+        shapes = f"must have the event {tuple(x.shape[1:])}, got {tuple(likelihood.event_shape)}"
+        raise ValueError(f"likelihood(z) {shapes}: {cure.format('an example')}")
+    log_prob(likelihood, x)
+
+
+def _distribution(what: str, make: Callable[[], Any]) -> distributions.Distribution:
     try:
-        value = distributions.kl_divergence(posterior, prior)
+        made = make()
+    except ValueError as error:  # torch's own lists the values that are wrong, on a hundred lines
+        raise ValueError(f"{what}: {str(error).partition(chr(10))[0]}") from None
+    if not isinstance(made, distributions.Distribution):
+        raise ValueError(f"{what} must be a distribution of torch.distributions, got {checks.short(made)}")
+    return made
+
+
+def rate_of(posterior: distributions.Distribution, prior: distributions.Distribution, n: int) -> Float[Tensor, " n"]:
+    """`closed_rate` of each of n examples x."""
+    return _per_example("posterior(x)", closed_rate(posterior, prior), n)
+
+
+def closed_rate(posterior: distributions.Distribution, prior: distributions.Distribution) -> Tensor:
+    """KL(q(z|x) ‖ p(z)) in closed form, nats; `ValueError` where torch has none."""
+    try:
+        return distributions.kl_divergence(posterior, prior)
     except NotImplementedError:
         names = " and ".join(type(each).__name__ for each in (posterior, prior))
         raise ValueError(f"the rate needs KL(q(z|x) ‖ p(z)) in closed form; torch.distributions has none for {names}") from None
-    return _per_example("posterior(x)", value, n)
 
 
 def log_prob(likelihood: distributions.Distribution, x: Float[Tensor, "rows *shape"]) -> Float[Tensor, " rows"]:

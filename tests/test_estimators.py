@@ -152,3 +152,34 @@ def test_a_trained_linear_vae_is_on_the_oracle_of_its_training_covariance(popula
     assert mse == pytest.approx(best.mse, rel=0.01)
     active = (0.5 * (model.posterior(x.double()).mean.var(0) - model.encoder.log_variance) > 0.02).sum()
     assert active == best.active == sum(eigenvalue > level for eigenvalue in (5, 3, 1.5, 0.8, 0.4, 0.2, 0.1, 0.05))
+
+
+def test_a_curve_averages_over_seeds_and_nothing_else():
+    digits = data.load("digits")
+    config = training.TrainConfig(epochs=1)
+
+    def runs(*kinds, seeds=(0, 1), config=config):
+        return training.sweep(
+            lambda: models.VAE(digits.shape, 2, hidden=(4,)), digits, objectives=kinds, seeds=seeds, config=config
+        )
+
+    fine = runs(objectives.BetaVAE(2.0))
+    point = estimators.rd_curve(fine, digits.test, 1)[2.0]
+    assert [each.seed for each in point.runs] == [0, 1]
+    for mixed, what in (
+        ([*fine, *runs(objectives.BetaTCVAE(beta=2.0))], "objective"),
+        (runs(objectives.BetaTCVAE(beta=2.0), objectives.BetaTCVAE(alpha=2.0, beta=2.0)), "objective"),
+        ([*fine, *runs(objectives.BetaVAE(2.0), seeds=(2,), config=training.TrainConfig(epochs=2))], "config"),
+        ([*fine, fine[0]], "same seed, 0"),
+    ):
+        with pytest.raises(ValueError, match=what) as error:
+            estimators.rd_curve(mixed, digits.test, 1)
+        assert "\n" not in str(error.value)
+
+
+def test_a_view_of_one_beta_has_the_label_that_it_has():
+    many = models.MultiBetaVAE((4,), 2, hidden=(4,), beta_range=(0.1, 10.0))
+    x = torch.ones(5, 4)
+    assert estimators.evaluate(many.at(0.2), x, n_samples=1).beta == 0.2
+    assert estimators.evaluate(many.at(0.2), x, beta=3.0, n_samples=1).beta == 3.0
+    assert estimators.evaluate(models.VAE((4,), 2), x, n_samples=1).beta == 1.0

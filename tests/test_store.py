@@ -766,7 +766,7 @@ def test_a_setting_that_no_weight_tells_is_compared(tmp_path, kind):
         (Capped(0.5), Capped(0.5), [Capped(0.6), objectives.BetaVAE(0.5)]),
         (by_hand, by_hand, [Weighted(), refused]),
         (lambda model, x: None, lambda model, x: None, [by_hand]),
-        (functools.partial(by_hand, step=1), functools.partial(by_hand, step=1), [by_hand]),
+        (functools.partial(by_hand, step=1), functools.partial(by_hand, step=1), [by_hand, functools.partial(by_hand, step=2)]),
         (Weighted().__call__, Weighted().__call__, [by_hand]),
     ],
 )
@@ -774,7 +774,7 @@ def test_an_objective_of_ones_own_is_named_and_asked_for(tmp_path, objective, sa
     if isinstance(objective, Weighted):
         objective.calls = 300  # what an object counts is not what it is
     run_of(objective=objective).save(tmp_path)
-    kind = objective if hasattr(objective, "__qualname__") else type(objective)
+    kind = objective if hasattr(objective, "__qualname__") else getattr(objective, "func", type(objective))
     refused(tmp_path, "objective=", kind.__qualname__)
     assert training.load(tmp_path, objective=same_kind).objective is same_kind
     for other in others:
@@ -833,3 +833,12 @@ def test_what_is_no_run_is_not_saved(tmp_path, changes, allowed):
 def test_a_model_without_weights_is_saved(tmp_path):
     run_of(nn.Identity()).save(tmp_path)
     assert isinstance(training.load(tmp_path, make=nn.Identity).model, nn.Identity)
+
+
+def test_another_number_of_a_plain_class_is_said(tmp_path, caplog):
+    """It may be state that the objective kept, which is no reason to refuse it."""
+    run_of(objective=Weighted(0.5)).save(tmp_path)
+    training.load(tmp_path, objective=Weighted(0.5))
+    assert not caplog.records
+    training.load(tmp_path, objective=Weighted(0.7))
+    assert "is loaded with" in caplog.text

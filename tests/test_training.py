@@ -487,7 +487,8 @@ def test_training_is_in_training_mode_wherever_it_starts(digits):
 
     class Watched(torch.nn.Identity):
         def forward(self, x):
-            modes.append(self.training)
+            if torch.is_grad_enabled():  # it is looked at before, in evaluation mode
+                modes.append(self.training)
             return x
 
     def watched():
@@ -588,4 +589,123 @@ def assert_same_weights(run, other):
 def test_patience_counts_validations():
     with pytest.raises(ValueError, match="validate_every") as error:
         training.TrainConfig(patience=3)
+    one_line(error)
+
+
+D = torch.distributions
+
+
+class Plain(torch.nn.Module):
+    """A model that is no class of the library's; the tests below each spoil one of its distributions."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.decode = torch.nn.Linear(64, 6), torch.nn.Linear(3, 64)
+
+    def posterior(self, x):
+        mean, log_std = self.encode(x.flatten(1)).chunk(2, -1)
+        return D.Independent(D.Normal(mean, log_std.exp()), 1)
+
+    def likelihood(self, z):
+        return D.Independent(D.Bernoulli(logits=self.decode(z).unflatten(-1, (1, 8, 8))), 3)
+
+    def prior(self):
+        return D.Independent(D.Normal(torch.zeros(3), torch.ones(3)), 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "spoilt", "cure"),
+    [
+        ("posterior", lambda it: it.base_dist, r"posterior\(x\) .*Independent"),
+        ("posterior", lambda it: (it.mean, it.stddev), "got a tuple"),
+        ("posterior", lambda it: D.Independent(D.Bernoulli(logits=it.mean), 1), "rsample"),
+        ("posterior", lambda it: D.Independent(D.Normal(it.mean, -it.stddev), 1), r"posterior\(x\): Expected parameter scale"),
+        ("posterior", lambda it: D.Independent(D.StudentT(3.0, it.mean, it.stddev), 1), "closed form"),
+        ("likelihood", lambda it: it.base_dist, r"event \(1, 8, 8\), got \(\)"),
+        ("likelihood", lambda it: D.Independent(it.base_dist, 1), r"event \(1, 8, 8\), got \(8,\)"),
+        ("likelihood", lambda it: it.mean, "got a Tensor"),
+        ("prior", lambda it: it.base_dist, r"prior\(\) must be one distribution"),
+        ("prior", lambda it: D.Normal(0.0, 1.0), r"prior\(\) must be one distribution"),
+        ("prior", lambda it: it.expand((1,)), r"prior\(\) must be one distribution"),
+        ("prior", lambda it: 0.0, "must be a distribution"),
+    ],
+)
+def test_distributions_of_another_shape_are_told_before_training(digits, method, spoilt, cure):
+    model = Plain()
+    training.fit(model, digits, objectives.VAE(), replace(CONFIG, epochs=1))
+    right = getattr(model, method)
+    setattr(model, method, lambda *args: spoilt(right(*args)))
+    for train in (
+        lambda: training.fit(model, digits, objectives.VAE(), CONFIG),
+        lambda: training.sweep(lambda: model, digits, [1.0], config=CONFIG),
+    ):
+        with pytest.raises(ValueError, match=cure) as error:
+            train()
+        one_line(error)
+
+
+def test_looking_at_the_distributions_changes_nothing(digits):
+    model = Plain()
+    model.encode = torch.nn.Sequential(torch.nn.BatchNorm1d(64), torch.nn.Dropout(0.5), model.encode)
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    training._fit.accept(model, digits, objectives.VAE(), CONFIG)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(part.training for part in model.modules())
+
+
+def test_a_callback_changes_nothing_but_when_training_ends(digits):
+    def make_norm():
+        model = make()
+        model.encoder = torch.nn.Sequential(torch.nn.BatchNorm1d(64).double(), model.encoder)
+        return model
+
+    def interfere(epoch, history):
+        for part in models_trained:
+            part.eval()
+        torch.randn(3)
+
+    runs = []
+    for callback in (None, interfere):
+        torch.manual_seed(0)
+        models_trained = [make_norm()]
+        runs.append(training.fit(models_trained[0], digits, objectives.VAE(), CONFIG, on_epoch=callback))
+    assert runs[0].history == runs[1].history
+    stopped = training.fit(make(), digits, objectives.VAE(), CONFIG, on_epoch=lambda epoch, history: epoch == 1)
+    assert len(stopped.history["loss"]) == 2
+
+
+def test_an_objective_with_parameters_is_refused(digits):
+    class Weighted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.log_beta = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, model, x, step=0, reference=None):
+            terms = objectives.elbo_terms(model, x)
+            return objectives.Loss(terms.distortion + self.log_beta.exp() * terms.rate, terms)
+
+    with pytest.raises(ValueError, match="part of the model") as error:
+        training.fit(make(), digits, Weighted(), CONFIG)
+    one_line(error)
+    training.fit(make(), digits, Weighted().requires_grad_(False), replace(CONFIG, epochs=1))
+
+
+def test_data_on_a_large_scale_that_train_are_told_so(caplog):
+    x = 99 * torch.rand(40, 5)
+    ds = data.Dataset("large", x, x, x)
+    torch.manual_seed(0)
+    model = models.VAE((5,), 2, hidden=(8,), likelihood="gaussian")
+    for parameter in model.encoder.parameters():
+        parameter.data.mul_(0.01)  # finite at first
+    training.fit(model, ds, objectives.VAE(), replace(CONFIG, lr=1e-6))
+    assert [record.message for record in caplog.records] == [
+        f"the data reach {x.max():.4g}: training goes better on data of about 1 "
+        "(minus their mean, over their standard deviation)"
+    ]
+
+
+def test_validation_is_at_least_once():
+    with pytest.raises(ValueError, match="validate_every must be at most epochs, 10, got 20") as error:
+        training.TrainConfig(epochs=10, validate_every=20)
     one_line(error)

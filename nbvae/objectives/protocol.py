@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, distributions, nn
 
 from nbvae import checks
-from nbvae._measuring import check_data, check_input, check_model, measured, measuring
+from nbvae._measuring import check_data, check_input, check_model, closed_rate, measured, measuring
 from nbvae.posterior import check_reference, mean_and_std
 
 __all__ = [
@@ -107,9 +107,11 @@ def draw_terms(model: Model, x: Tensor) -> Draw:
     prior = model.prior()
     x = x.to(prior.mean)
     posterior = model.posterior(x)
+    if not posterior.has_rsample:
+        raise ValueError(f"posterior(x) must have rsample, for gradients; {type(posterior).__name__} has not")
     z = posterior.rsample()
     distortion = -model.likelihood(z).log_prob(x)
-    return Draw(posterior, z, Terms(distortion, distributions.kl_divergence(posterior, prior)))
+    return Draw(posterior, z, Terms(distortion, closed_rate(posterior, prior)))
 
 
 def components(model: Model, draw: Draw, reference: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,8 @@ class TrainConfig:
     - `validate_every`: after every so many epochs the loss, distortion and rate of the validation split are measured, in
       evaluation mode, and noted in the history as "validation_loss" and so on; None for never.
     - `patience`: training ends after so many validations in a row without a smaller loss, and the model gets its state of the
-      smallest; None to train all epochs and keep the last.
+      smallest, which is the first smallest "validation_loss"; None to train all epochs and keep the last. Best with schedule
+      "constant": the others are made for all `epochs`.
 
     Raises `ValueError` with what is allowed.
 
@@ -65,6 +66,8 @@ class TrainConfig:
             object.__setattr__(self, name, value)  # plain Python numbers, whatever came in: they are written to JSON
         if self.patience and not self.validate_every:
             raise ValueError("patience counts validations: give validate_every as well")
+        if (self.validate_every or 0) > self.epochs:
+            raise ValueError(f"validate_every must be at most epochs, {self.epochs}, got {self.validate_every}")
         checks.choice("schedule", self.schedule, SCHEDULES)
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         device(self.device)

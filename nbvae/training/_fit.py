@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nbvae import checks, data, objectives
-from nbvae._measuring import check_model
+from nbvae._measuring import check_distributions, check_model
 from nbvae._randomness import Streams, seeded
 from nbvae.objectives.protocol import hook
 from nbvae.training import _loop, calibration, stacking
@@ -51,6 +51,7 @@ def fit(
       callable will do that takes `(model, x, step=…, reference=…)` and returns an `objectives.Loss`.
     - `config`: how to train.
     - `on_epoch`: called after each epoch as `on_epoch(epoch, history)`, with the epoch's number from 0 and the history so far.
+      Training ends if it returns True. Random numbers that it draws, and the mode that it leaves the model in, change nothing.
 
     Batches, posterior noise and dynamic binarisation are drawn from torch's global stream, seeded with `config.seed` and put
     back afterwards. Nothing is read from the device inside an epoch; a loss that is not finite is found at the epoch's end:
@@ -108,6 +109,10 @@ def made(objective: Any) -> Any:
     if isinstance(objective, str):
         checks.choice("objective", objective, objectives.NAMED)
         return objectives.NAMED[objective]()
+    if isinstance(objective, nn.Module) and any(parameter.requires_grad for parameter in objective.parameters()):
+        raise ValueError(
+            f"the objective {type(objective).__name__} has parameters, which are not trained: make them a part of the model"
+        )
     if isinstance(objective, type):
         raise ValueError(f"objective must be an object, not a class: {objective.__name__}()")
     if not callable(objective):
@@ -133,6 +138,7 @@ def accept(model: Any, dataset: Any, objective: Any, config: Any) -> None:
         raise ValueError("the first argument is the model, the second the data: fit(model, dataset, objective)")
     if not isinstance(model, nn.Module):
         hint = f": {model.__name__}(...) makes one" if isinstance(model, type) else ""
+        hint = ": call it, for what it makes" if inspect.isroutine(model) else hint
         raise ValueError(f"only a torch module can be trained, got {checks.short(model)}{hint}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"the model has nothing to train: no parameter of the {type(model).__name__} requires a gradient")
@@ -143,11 +149,14 @@ def accept(model: Any, dataset: Any, objective: Any, config: Any) -> None:
         raise ValueError(f"a model of many β is trained with objectives.MultiBeta(), got {objective}")
     accept_config(config)
     hook(objective, "check")(model, dataset)
-    # Dynamic binarisation makes 0/1 pixels of grey ones: check a draw.
-    check = getattr(model, "check", None)
-    if callable(check):
-        with torch.random.fork_rng(devices=[]):
-            check(dataset.draw(dataset.train))
+    with torch.random.fork_rng(devices=[]):
+        # Dynamic binarisation makes 0/1 pixels of grey ones: check a draw.
+        x = dataset.draw(dataset.train)
+        check = getattr(model, "check", None)
+        if callable(check):
+            check(x)
+        if not callable(getattr(model, "at", None)):
+            check_distributions(model, x[:2])
 
 
 def accept_data(dataset: Any) -> None:

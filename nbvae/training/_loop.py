@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import math
 import sys
 import threading
@@ -20,8 +21,10 @@ from nbvae.objectives import Loss
 from nbvae.training import calibration
 from nbvae.training._config import OPTIMIZERS, TrainConfig
 
-# Data that reach beyond this are named as the likely cause where the very first loss is not finite.
+# Data that reach beyond this are told so, and named as the likely cause where the very first loss is not finite.
 _WIDE = 30.0
+_SCALED = "of about 1 (minus their mean, over their standard deviation)"
+_log = logging.getLogger("nbvae.training")
 
 History = dict[str, list[float]]
 _TERMS = ("loss", "distortion", "rate")
@@ -122,8 +125,12 @@ def train(
         going_on = record.close_epoch(kept, training)
         if going_on and config.validate_every and (epoch + 1) % config.validate_every == 0:
             going_on = record.close_validation(_validated(trainee, dataset, config, streams, step, training))
+        if epoch == 0 and going_on and (reach := training.abs().max().item()) > _WIDE:
+            _log.warning("the data reach %.4g: training goes better on data %s", reach, _SCALED)
         if on_epoch is not None:
-            on_epoch(epoch, record.results()[0][0])
+            with torch.random.fork_rng(devices=[streams.place] if streams.place.type == "cuda" else []):
+                going_on = on_epoch(epoch, record.results()[0][0]) is not True and going_on
+            trainee.module.train()  # whatever was measured in between
         if not going_on:
             break
     record.finish()

@@ -1,8 +1,10 @@
 """What `run.json` says of a run, and what can be made of it again. Nothing that a record names is imported or called."""
 
+import functools
 import hashlib
 import inspect
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from nbvae._randomness import seeded
 from nbvae.training._config import TrainConfig
 
 FORMAT = 2
+_log = logging.getLogger("nbvae.training")
 
 # What a record holds. The first format had no more than these and a "dtype": it can be read, and not be verified.
 _FIRST = {
@@ -147,6 +150,10 @@ def _objective_entry(objective: Any) -> dict[str, Any]:
         if type(objective) is ours:
             return {"name": name, **asdict(objective)}
     kind, values = type(objective), getattr(objective, "__dict__", {})
+    if isinstance(objective, functools.partial):
+        entry = _objective_entry(objective.func)
+        arguments = {str(i): value for i, value in enumerate(objective.args)} | objective.keywords
+        return entry | {"fields": entry.get("fields", {}) | {k: v for k, v in arguments.items() if _is_json(v)}}
     if hasattr(objective, "__qualname__"):
         kind, values = objective, {}
     elif is_dataclass(objective):
@@ -195,8 +202,11 @@ def check_needed(record: dict[str, Any], folder: Path, make: Any, objective: Any
         raise error(f"{folder} holds a run that cannot be rebuilt from its files: call load with {', and '.join(needed)}")
     if objective is not None:
         given = json.loads(json.dumps(_objective_entry(objective)))
-        if not _same_objective(given, trained, is_dataclass(objective)):
+        fixed = is_dataclass(objective) or isinstance(objective, functools.partial) or hasattr(objective, "__qualname__")
+        if not _same_objective(given, trained, fixed):
             raise error(f"objective must be the one that {folder} was trained on, {_text(trained)}; got {_text(given)}")
+        if not _same_objective(given, trained, True):  # state that it keeps, or another number: its class does not tell
+            _log.warning("%s was trained on %s, and is loaded with %s", folder, _text(trained), _text(given))
 
 
 def _same_objective(given: dict[str, Any], trained: dict[str, Any], compare: bool) -> bool:

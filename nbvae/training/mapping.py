@@ -2,13 +2,14 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from nbvae._measuring import attributes_kept
 from nbvae._randomness import Streams, seeded
 from nbvae.training.stacking import Streamed, numbers, tensors_of, with_numbers
 
@@ -55,7 +56,7 @@ class Mapped:
 
     def untouched(self) -> contextlib.AbstractContextManager[None]:
         """Nothing but weights and buffers of the members is changed inside: not what a forward pass leaves in attributes."""
-        return _attributes_kept(self.held)
+        return attributes_kept(self.held)
 
     @torch.no_grad()
     def write(self) -> None:
@@ -189,16 +190,3 @@ def _copied(value: Tensor, dtype: torch.dtype) -> Tensor:
 def random_states(place: torch.device) -> list[bytes]:
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(place)] if place.type == "cuda" else [])
     return [state.numpy().tobytes() for state in states]
-
-
-@contextlib.contextmanager
-def _attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Put back what forward passes leave behind in attributes that are neither parameters nor buffers."""
-    parts = [part for module in modules for part in module.modules()]
-    before = [dict(vars(part)) for part in parts]
-    try:
-        yield
-    finally:
-        for part, attributes in zip(parts, before, strict=True):
-            vars(part).clear()
-            vars(part).update(attributes)

@@ -38,7 +38,8 @@ class Run:
     - `objective`: what it was trained on.
     - `config`: how it was trained.
     - `history`: one value per epoch of "loss", "distortion" and "rate": means over the training examples, nats, each measured
-      in the step that trained on the example.
+      in the step that trained on the example. With `validate_every` also "validation_epoch", after which epochs, from 0, the
+      validation split was measured, and "validation_loss", "validation_distortion" and "validation_rate" there.
     - `seconds`: wall time. Models of one `sweep` share theirs equally.
 
     >>> from nbvae import models
