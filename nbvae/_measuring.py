@@ -2,7 +2,7 @@
 
 import functools
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, distributions, nn
 
 from nbvae import checks
+from nbvae._sameness import sandbox
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _CLOSED = (Tensor, ModuleType, type)  # what they hold is not looked at
@@ -71,19 +72,6 @@ def modules(model: object) -> list[nn.Module]:
         else:
             left += gc.get_referents(thing)
     return found
-
-
-@contextmanager
-def attributes_kept(every: Iterable[nn.Module]) -> Iterator[None]:
-    """Put back what forward passes leave behind in attributes that are neither parameters nor buffers."""
-    parts = [part for module in every for part in module.modules()]
-    before = [dict(vars(part)) for part in parts]
-    try:
-        yield
-    finally:
-        for part, attributes in zip(parts, before, strict=True):
-            vars(part).clear()
-            vars(part).update(attributes)
 
 
 def check_model(model: Any, *methods: str) -> None:
@@ -158,7 +146,7 @@ def check_distributions(model: Any, x: Float[Tensor, "batch *shape"]) -> None:
         shapes = f"batch {tuple(prior.batch_shape)} and event {tuple(prior.event_shape)}"
         raise ValueError(f"prior() must be one distribution of z (k,), got {shapes}: {cure.format('z')}")
     x = x.to(prior.mean)
-    with measuring(model), attributes_kept(modules(model)):
+    with measuring(model), sandbox(modules(model)):
         posterior = _distribution("posterior(x)", lambda: model.posterior(x))
         z = posterior.sample()
         _per_example("posterior(x)", posterior.log_prob(z), len(x))

@@ -188,6 +188,15 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
+def line(text: object) -> str:
+    """The first line of a text, at most 150 characters of it: what an error can pass on of another.
+
+    >>> line("no such file\\nmore")
+    'no such file'
+    """
+    return str(text).strip().partition("\n")[0][:150]
+
+
 def _scalar(value: Any) -> Any:
     """The number in a tensor or an array without dimensions, anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value

@@ -17,6 +17,7 @@ ROWS = [
     "_frames",
     "results",
     "_tensors",
+    "_sameness",
     "_measuring",
     "data",
     "_randomness",

@@ -305,30 +305,61 @@ def test_models_that_differ_in_a_setting_are_no_copies_of_each_other(small):
         assert run.history["loss"] == pytest.approx(fit.history["loss"], rel=1e-9)
 
 
-def test_a_hidden_difference_is_found_before_training(small, caplog):
+@pytest.mark.parametrize(
+    ("hook", "kind"),
+    [
+        (lambda out, by: out * by, "loss"),
+        (lambda out, by: out * (1 + 1e-6 * (by - 1)), "loss"),
+        (lambda out, by: out if by == 1 else out.detach(), "gradient"),
+        (lambda out, by: out + (by - 1) * (out - out.detach()), "gradient"),
+    ],
+)
+def test_a_hidden_difference_is_found_before_training(hook, kind, small, caplog):
     """Two models that look alike, one of which computes something else: told apart by two steps of each."""
-    signs = iter([[1.0], [-1.0]] * 2)
+    which = iter([1.0, 3.0])
 
-    class Signed(nn.Module):
-        def __init__(self, sign):
-            super().__init__()
-            self.sign = sign  # a list is no setting
-
-        def forward(self, x):
-            return x * self.sign[0]
-
-    def signed(sign):
+    def hidden(by):
         model = vae()
-        model.decoder = nn.Sequential(*model.decoder, Signed(sign))
+        model.decoder[0].register_forward_hook(lambda layer, arguments, output: hook(output, by))
         return model
 
     with caplog.at_level(logging.WARNING, "nbvae.training"):
-        runs = training.sweep(lambda: signed(next(signs)), small, [0.3, 2.0], config=CONFIG)
-    assert "in a stack than alone" in caplog.text
-    for run, sign in zip(runs, ([1.0], [-1.0]), strict=True):
+        runs = training.sweep(lambda: hidden(next(which)), small, [0.3, 2.0], config=CONFIG)
+    assert f"another {kind} in a stack than alone" in caplog.text
+    for run, by in zip(runs, (1.0, 3.0), strict=True):
         torch.manual_seed(0)
-        fit = training.fit(signed(sign), small, run.objective, run.config)
+        fit = training.fit(hidden(by), small, run.objective, run.config)
         assert run.history["loss"] == fit.history["loss"]
+
+
+def test_a_difference_in_a_buffer_or_in_the_second_step_is_found(small, caplog):
+    which = iter([0.1, 0.9, 0.1, 0.9])
+
+    class Averages(nn.Module):
+        def __init__(self, used):
+            super().__init__()
+            self.used = used
+            self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.mean.add_(CLOSED[self] * (x.mean() - self.mean))
+            return x + self.mean.detach() if self.used else x
+
+    for used, kind in ((False, "buffer"), (True, "loss")):
+        CLOSED = {}
+
+        def averaging(used=used, closed=CLOSED):
+            model = vae()
+            layer = Averages(used)
+            closed[layer] = next(which)
+            model.decoder = nn.Sequential(*model.decoder[:2], layer, model.decoder[2])
+            return model
+
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "nbvae.training"):
+            training.sweep(averaging, small, [0.3, 2.0], config=CONFIG)
+        assert f"another {kind} in a stack than alone" in caplog.text, used
 
 
 def test_noise_that_comes_later_is_found_after_training(small, caplog):
@@ -354,12 +385,12 @@ def test_code_that_cannot_be_mapped_later_is_fitted(small, caplog):
     assert "cannot map" in caplog.text
 
 
-def test_nothing_is_left_behind_in_the_models(small):
+def test_tensors_in_attributes_are_not_left_behind(small, caplog):
     """A forward pass may leave tensors in attributes; those of a map over models are of no use to anyone."""
 
     class Keeps(nn.Module):
         def forward(self, x):
-            self.last, self.calls = x, getattr(self, "calls", 0) + 1
+            self.last = x
             return x
 
     def keeps():
@@ -371,6 +402,182 @@ def test_nothing_is_left_behind_in_the_models(small):
         assert not hasattr(run.model.decoder[-1], "last")
         run.model.likelihood(torch.zeros(1, 3, dtype=torch.float64))
         assert run.model.decoder[-1].last.shape == (1, 16)
+    assert not caplog.records
+
+
+class Counts(nn.Module):
+    """Anneals by its own count of calls; a list, a dict and a generator are the other ways to keep one."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.number, self.box, self.table = way, 0, [0], {"calls": 0}
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        if self.way == "generator":
+            return x + torch.rand((), generator=self.generator, dtype=x.dtype)
+        if self.way == "number":
+            self.number += 1
+        elif self.way == "list":
+            self.box[0] += 1
+        else:
+            self.table["calls"] += 1
+        return x * (1 + 0.1 * (self.number + self.box[0] + self.table["calls"]))
+
+
+class CallsCounted:
+    """An objective that keeps state, from the first call or from a later one on."""
+
+    def __init__(self, beta, late):
+        self.beta, self.late, self.calls = beta, late, 0
+
+    def __call__(self, model, x, step=0, reference=None):
+        terms = objectives.elbo_terms(model, x)
+        if step >= self.late:
+            self.calls = self.calls + 1
+        return objectives.Loss(terms.distortion + self.beta / (1 + self.calls) * terms.rate, terms)
+
+
+@pytest.mark.parametrize("way", ["number", "list", "dict", "generator"])
+def test_models_that_keep_state_are_fitted(way, small, caplog):
+    def counting():
+        model = vae()
+        model.decoder = nn.Sequential(*model.decoder, Counts(way))
+        return model
+
+    with caplog.at_level(logging.WARNING, "nbvae.training"):
+        runs = training.sweep(counting, small, [0.3, 2.0], config=CONFIG)
+    assert "keeps state" in caplog.text
+    for run in runs:
+        torch.manual_seed(0)
+        fit = training.fit(counting(), small, run.objective, run.config)
+        assert run.history == fit.history
+        counts = [(each.decoder[-1].number, each.decoder[-1].box, each.decoder[-1].table) for each in (run.model, fit.model)]
+        assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("late", [0, 1, 5])
+def test_objectives_that_keep_state_are_fitted_from_where_they_were(late, small, caplog):
+    with caplog.at_level(logging.WARNING, "nbvae.training"):
+        runs = training.sweep(vae, small, objectives=[CallsCounted(0.3, late), CallsCounted(2.0, late)], config=CONFIG)
+    assert "keeps state" in caplog.text
+    for run in runs:
+        torch.manual_seed(0)
+        fit = training.fit(vae(), small, CallsCounted(run.objective.beta, late), run.config)
+        assert run.history == fit.history
+        assert run.objective.calls == fit.objective.calls == 9 - late
+
+
+@dataclass(eq=False)
+class Derived:
+    """What is derived from a number, used late: another number, or a list."""
+
+    beta: float
+    listed: bool = False
+
+    def __post_init__(self):
+        self.goal = 2 * self.beta
+        self.schedule = [0.0, self.beta] if self.listed else None
+
+    def __call__(self, model, x, step=0, reference=None):
+        terms = objectives.elbo_terms(model, x)
+        weight = 1.0 if step < 3 else self.schedule[1] if self.listed else self.goal
+        return objectives.Loss(terms.distortion + weight * terms.rate, terms)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_an_objective_derives_from_its_numbers_is_its_own(listed, small):
+    assert compared(vae, [Derived(0.3, listed), Derived(2.0, listed)], small) < 1e-10
+
+
+def test_functions_with_attributes_stay_as_they_are(small):
+    def with_beta(beta):
+        def objective(model, x, step=0, reference=None):
+            terms = objectives.elbo_terms(model, x)
+            return objectives.Loss(terms.distortion + beta * terms.rate, terms)
+
+        objective.beta = beta
+        return objective
+
+    pair = [with_beta(0.3), with_beta(2.0)]
+    assert compared(vae, pair, small) < 1e-10
+    assert [objective.beta for objective in pair] == [0.3, 2.0]
+
+
+def test_a_layer_that_stands_twice_is_computed_twice(small, caplog):
+    def twice():
+        model, relu = vae(), nn.ReLU()
+        model.decoder = nn.Sequential(nn.Linear(3, 6), relu, nn.Linear(6, 6), relu, nn.Linear(6, 16)).double()
+        return model
+
+    assert compared(twice, [objectives.BetaVAE(0.3), objectives.BetaVAE(2.0)], small) < 1e-10
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("method", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_weights_are_obeyed(method, small, caplog):
+    def masked():
+        model = vae()
+        weight = model.decoder[0].weight
+        if method == "register_hook":
+            weight.register_hook(lambda gradient: 0 * gradient)
+        else:
+            weight.register_post_accumulate_grad_hook(lambda parameter: [parameter.grad.zero_()].clear())
+        return model
+
+    with caplog.at_level(logging.WARNING, "nbvae.training"):
+        assert compared(masked, [objectives.BetaVAE(0.3), objectives.BetaVAE(2.0)], small) == 0.0
+    assert "hooks" in caplog.text
+
+
+def test_half_precision_is_fitted(small, caplog):
+    def half():
+        model = vae().float()
+        first, second = model.encoder.body[0].to(torch.bfloat16), model.encoder.body[2]
+        model.encoder = nn.Sequential(To(torch.bfloat16), first, nn.ReLU(), To(torch.float32), second, Halves())
+        return model
+
+    single = data.Dataset("small", small.train.float(), small.validation.float(), small.test.float())
+    with caplog.at_level(logging.WARNING, "nbvae.training"):
+        runs = training.sweep(half, single, objectives=[Mean(1.001), Mean(1.003)], config=CONFIG)
+    assert "half precision" in caplog.text
+    assert runs[0].history["loss"] != runs[1].history["loss"]
+
+
+class To(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        return x.to(self.dtype)
+
+
+class Halves(nn.Module):
+    def forward(self, x):
+        return x.chunk(2, -1)
+
+
+def test_code_that_fails_in_the_comparison_is_said(small, caplog):
+    """An error alone, before training: logged, and then raised by the fit."""
+
+    class Fails(Mean):
+        def __call__(self, model, x, step=0, reference=None):
+            raise RuntimeError("on purpose")
+
+    with caplog.at_level(logging.WARNING, "nbvae.training"), pytest.raises(RuntimeError, match="on purpose"):
+        training.sweep(vae, small, objectives=[Fails(0.3), Fails(2.0)], config=CONFIG)
+    assert "on purpose" in caplog.text
+
+
+def test_code_that_counts_on_its_batch_and_reference_stacks(small, caplog):
+    class Sized(Mean):
+        def __call__(self, model, x, step=0, reference=None):
+            assert len(reference) == 21
+            return super().__call__(model, x.reshape(len(x), -1).view(-1, 1, 4, 4) + reference[15:].std() * 0, step)
+
+    assert compared(vae, [Sized(0.3), Sized(2.0)], small) < 1e-10
+    assert not caplog.records
 
 
 def test_functions_as_objectives(small, caplog):

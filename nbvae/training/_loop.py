@@ -33,11 +33,14 @@ _TERMS = ("loss", "distortion", "rate")
 class Trainee(Protocol):
     """What the loop trains: `stacking.Alone`, `Broadcast` or `Mapped`."""
 
+    @property
+    def state(self) -> list[Tensor]: ...
+
     parameters: list[Any]
     companion_parameters: list[Any]
-    state: list[Tensor]
+
     objective: Any
-    module: Any
+    modules: Any
 
     def call(self, function: Callable[..., Any], x: Tensor, streams: Streams | None = None) -> Any: ...
 
@@ -130,7 +133,8 @@ def train(
         if on_epoch is not None:
             with torch.random.fork_rng(devices=[streams.place] if streams.place.type == "cuda" else []):
                 going_on = on_epoch(epoch, record.results()[0][0]) is not True and going_on
-            trainee.module.train()  # whatever was measured in between
+            for module in trainee.modules:  # whatever was measured in between
+                module.train()
         if not going_on:
             break
     record.finish()
@@ -146,7 +150,7 @@ def _validated(
     alone = seeded(config.seed, streams.place) if streams.is_global else contextlib.nullcontext()
     parts = dataset.validation.split(min(config.batch_size, len(training)))
     rows = []
-    with measuring(trainee.module), alone:
+    with measuring(trainee.modules), alone:
         for part in parts:
             of_part = functools.partial(losses, step=step, reference=training, calibrated=False)
             total, *terms = trainee.call(of_part, fresh.spread(part.to(streams.place)), fresh)
@@ -168,8 +172,8 @@ class _Record:
     """History and last good weights of one model, or of each model of a stack."""
 
     def __init__(self, trainee: Trainee, config: TrainConfig):
-        self.parameters, self.state, self.patience = trainee.parameters, trainee.state, config.patience
-        self.backup = [value.detach().clone() for value in self.state]
+        self.trainee, self.parameters, self.patience = trainee, trainee.parameters, config.patience
+        self.backup = [value.detach().clone() for value in trainee.state]
         self.good: Tensor | None = None  # () or (models,): those without a problem so far
         self.epochs: list[list[list[float]]] = []  # epoch, model, (loss, distortion, rate)
         self.validations: list[tuple[int, list[list[float]]]] = []  # after how many epochs; model, (loss, distortion, rate)
@@ -201,8 +205,8 @@ class _Record:
             good = good & parameter.flatten(good.dim()).sum(-1).isfinite()
         self.good = good = good if self.good is None else self.good & good
         if not good.all():
-            self._copy(self.backup, self.state, good)
-        for value, backup in zip(self.state, self.backup, strict=True):
+            self._copy(self.backup, self.trainee.state, good)
+        for value, backup in zip(self.trainee.state, self.backup, strict=True):
             backup.copy_(value)
         for index, ok in enumerate(good.reshape(-1).tolist()):
             if not ok and index not in self.problems and index not in self.stopped:
@@ -218,12 +222,14 @@ class _Record:
             return True
         loss = means[0].nan_to_num(nan=math.inf)
         if self.best is None:
-            self.best, self.best_state = loss.clone(), [value.detach().clone() for value in self.state]
+            self.best, self.best_state = loss.clone(), [value.detach().clone() for value in self.trainee.state]
             self.waiting = torch.zeros_like(loss)
             return True
-        active = torch.tensor([i not in self.stopped for i in range(loss.numel())], device=loss.device).reshape(loss.shape)
+        active = torch.tensor(
+            [i not in {*self.stopped, *self.problems} for i in range(loss.numel())], device=loss.device
+        ).reshape(loss.shape)
         better = (loss < self.best) & active
-        self._copy(self.state, self.best_state, ~better)
+        self._copy(self.trainee.state, self.best_state, ~better)
         self.best = torch.where(better, loss, self.best)
         self.waiting = torch.where(better, 0.0, self.waiting + 1)
         for index, waited in enumerate(self.waiting.reshape(-1).tolist()):
@@ -235,7 +241,7 @@ class _Record:
     def finish(self) -> None:
         """Give each model the state of its best validation, if training was to be stopped by it."""
         if self.best_state:
-            for value, best in zip(self.state, self.best_state, strict=True):
+            for value, best in zip(self.trainee.state, self.best_state, strict=True):
                 value.copy_(best)
 
     def results(self) -> list[tuple[History, str | None]]:

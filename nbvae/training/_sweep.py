@@ -16,6 +16,7 @@ from torch import nn
 
 from nbvae import checks, data
 from nbvae._randomness import Streams, seeded
+from nbvae._sameness import same
 from nbvae.objectives import NAMED, Loss
 from nbvae.training import _loop, calibration, mapping, stacking
 from nbvae.training._config import TrainConfig, device
@@ -91,8 +92,8 @@ def sweep(
         stacks: list[_Stack] = []
         for group in groups if reasons == {None} else []:
             if len(group) > 1:
-                made, reason = _stacks(group, dataset, place)
-                stacks += made
+                some, reason = _stacks(group, dataset, place)
+                stacks += some
                 reasons.add(reason)
         reasons |= _train(stacks, dataset, config)
     stacked = {id(cell) for stack in stacks for cell in stack.cells if cell.run}
@@ -164,7 +165,7 @@ def _alike(cells: list[_Cell]) -> list[list[_Cell]]:
             raise ValueError(f"make() must return a torch module, got {checks.short(cell.model)}")
         built = stacking.architecture(cell.model)
         for other, group in groups:
-            if built == other and stacking.differ_in_numbers(group[0].objective, cell.objective):
+            if same(built, other) and stacking.differ_in_numbers(group[0].objective, cell.objective):
                 group.append(cell)
                 break
         else:
@@ -189,6 +190,12 @@ def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> t
     """The stacks that train these cells, or none and the reason."""
     own = stacking.is_own(cells[0].objective) and all(stacking.broadcasts(cell.model) for cell in cells)
     size = sum(parameter.numel() for parameter in cells[0].model.parameters())
+    for cell in cells:
+        tensors = stacking.tensors_of(cell.model).values()
+        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors):
+            return [], "half precision is rounded otherwise in a stack"
+        if any(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in tensors):
+            return [], "their weights have hooks"
     groups = _groups(len(cells), size, torch.get_num_threads()) if place.type == "cpu" else [range(len(cells))]
     stacks = []
     for group in groups:
@@ -202,8 +209,8 @@ def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> t
             trainee = kind([cell.model for cell in some], [cell.objective for cell in some], companions, streams)
             mapped = isinstance(trainee, mapping.Mapped)
             reason = _disagreement(trainee, some, dataset, streams, calibrated) if mapped else None
-        except Exception:  # an error of the model or the objective: its fit will raise it
-            return [], ""
+        except Exception as error:  # most likely an error of the model or the objective, which its fit will raise
+            return [], f"a step of one alone failed ({type(error).__name__}: {checks.line(error)})"
         if reason is not None:
             return [], reason
         stacks.append(_Stack(some, trainee, streams, calibrated))
@@ -213,10 +220,9 @@ def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> t
 def _disagreement(
     trainee: mapping.Mapped, cells: list[_Cell], dataset: data.Dataset, streams: Streams, calibrated: bool
 ) -> str | None:
-    some = dataset.train[: 2 * mapping.ROWS].to(streams.place)
+    reference = dataset.train.to(streams.place)
     with seeded(0, streams.place):
-        reference = dataset.draw(some)
-    x = streams.spread(reference[: mapping.ROWS])
+        x = streams.spread(dataset.draw(reference[: cells[0].config.batch_size]))
 
     def step_of(model: Any, objective: Any, x: Any, companion: Any, step: int) -> list[Any]:
         known = reference.to(x.dtype)
@@ -235,8 +241,10 @@ def _train(stacks: list[_Stack], dataset: data.Dataset, config: TrainConfig) -> 
     def work(stack: _Stack) -> tuple[list[Any], float] | str:
         start = time.perf_counter()
         try:
-            with stack.trainee.untouched():
+            with stack.trainee.sandbox() as changed:
                 results = _loop.train(stack.trainee, dataset, config, stack.streams, stack.calibrated, stop)
+                if changed():
+                    return mapping.STATE
         except InterruptedError:
             raise
         except Exception as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from nbvae._measuring import attributes_kept
 from nbvae._randomness import Streams, seeded
+from nbvae._sameness import copied, same, sandbox, settings
 from nbvae.training.stacking import Streamed, numbers, tensors_of, with_numbers
 
-# Rows that the comparison before training is made on.
-ROWS = 16
+STATE = "a model or an objective keeps state beside its weights and buffers"
 DRAWS = "a model or an objective draws random numbers of its own"
 
 
@@ -24,7 +24,7 @@ class Mapped:
     def __init__(self, members: Sequence[nn.Module], each: Sequence[Any], companions: Sequence[nn.Module], streams: Streams):
         beside = companions or [None] * len(members)
         self.held = [_Held(member, companion) for member, companion in zip(members, beside, strict=True)]
-        self.each, self.objective, self.streams, self.module = each, each[0], streams, self.held[0]
+        self.each, self.objective, self.streams, self.modules = each, each[0], streams, [self.held[0]]
         tensors = [tensors_of(held) for held in self.held]
         weights = dict(self.held[0].named_parameters())
         # Matrices are stored transposed: see `StackedLinear`.
@@ -38,25 +38,31 @@ class Mapped:
         self.parameters = [value for name, value in trained.items() if name.startswith("model.")]
         self.companion_parameters = [value for name, value in trained.items() if name.startswith("companion.")]
         self.state = [value for name, value in self.values.items() if name.startswith("model.")]
-        self.numbers = numbers(each, next(iter(self.values.values())))
+        doubled = any(value.dtype is torch.float64 for value in self.parameters)
+        self.dtype = torch.float64 if doubled else torch.float32
+        self.numbers = numbers(each, torch.empty((), dtype=self.dtype, device=streams.place))
         self.index = torch.arange(len(members), device=streams.place)
 
     def call(self, function: Callable[..., Any], x: Tensor, streams: Streams | None = None) -> Any:
         """`function(model, objective, x, companion)` for all models at once; what it returns gets a model dimension."""
         values = {name: value.mT if name in self.turned else value for name, value in self.values.items()}
-        return self._map(function, values, self.numbers, x, streams or self.streams)
+        return self._map(function, values, self.numbers, x, streams or self.streams, self.each[0])
 
-    def _map(self, function: Callable[..., Any], values: Any, numbers: Any, x: Tensor, streams: Streams) -> Any:
+    def _map(self, function: Callable[..., Any], values: Any, numbers: Any, x: Tensor, streams: Streams, objective: Any) -> Any:
         def one(values: dict[str, Tensor], numbers: dict[str, Tensor], index: Tensor, x: Tensor) -> Any:
-            objective = with_numbers(self.each[0], numbers)
-            return functional_call(self.held[0], values, (function, _OwnStream(streams, index), objective, x))
+            own = with_numbers(objective, numbers)
+            before = dict(getattr(own, "__dict__", {}))
+            found = functional_call(self.held[0], values, (function, _OwnStream(streams, index), own, x))
+            if any(before.get(name, before) is not value for name, value in getattr(own, "__dict__", {}).items()):
+                raise RuntimeError(STATE)
+            return found
 
         place = None if streams.of_model is None else 0
         return vmap(one, in_dims=(0, 0, 0, place), randomness="same")(values, numbers, self.index, x)
 
-    def untouched(self) -> contextlib.AbstractContextManager[None]:
-        """Nothing but weights and buffers of the members is changed inside: not what a forward pass leaves in attributes."""
-        return attributes_kept(self.held)
+    def sandbox(self) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+        """Nothing but weights and buffers of the members is changed inside; what is yielded says whether it would be."""
+        return sandbox(self.held)
 
     @torch.no_grad()
     def write(self) -> None:
@@ -72,18 +78,17 @@ class Mapped:
         `function(model, objective, x, companion, step)` gives the losses whose sum is to be minimised. Compared are they, their
         gradients and the buffers; in float64, where the members compute in it. Neither they nor torch's stream are changed.
         """
-        with self.untouched():
-            try:
-                alone, dtype = self._alone(function, x, seeds, torch.float64), torch.float64
-            except Exception:  # code with tensors of its own type
-                alone, dtype = self._alone(function, x, seeds, x.dtype), x.dtype
-            before = random_states(x.device)
+        alone, dtype, kept = self._alone(function, x, seeds)
+        if kept:
+            return STATE
+        before = random_states(x.device)
+        with self.sandbox():
             try:
                 together = self._together(function, x, seeds, dtype)
             except Exception as error:
                 return in_one_line(error)
-            if random_states(x.device) != before:
-                return DRAWS
+        if random_states(x.device) != before:
+            return DRAWS
         tolerance = 1e-8 if dtype is torch.float64 else 1e-3
         for index, one in enumerate(alone):
             # Of a gradient that is zero but for rounding, the rounding of the largest is what counts.
@@ -93,33 +98,47 @@ class Mapped:
             for (kind, name), value in one.items():
                 size = max(value.abs().max().item() if value.numel() else 0.0, least if kind == "gradient" else 1e-30)
                 other = together.get((kind, name))
-                if other is None or not torch.allclose(other[index], value, rtol=0, atol=tolerance * size, equal_nan=True):
+                near = tolerance * size if math.isfinite(size) else 0.0
+                if other is None or not torch.allclose(other[index], value, rtol=0, atol=near, equal_nan=True):
                     return f"a model has another {kind} in a stack than alone ({name})"
         return None
 
-    def _alone(self, function: Any, x: Tensor, seeds: Sequence[int], dtype: torch.dtype) -> list[dict[Any, Tensor]]:
-        """Two steps of each member with torch's stream, as `fit` makes them."""
-        results = []
-        for index, (held, objective, seed) in enumerate(zip(self.held, self.each, seeds, strict=True)):
-            values = {name: _copied(value, dtype) for name, value in tensors_of(held).items()}
-            own = (x if self.streams.of_model is None else x[index]).to(dtype)
+    def _alone(self, function: Any, x: Tensor, seeds: Sequence[int]) -> tuple[list[dict[Any, Tensor]], torch.dtype, bool]:
+        """Two steps of copies of each member and objective with torch's stream, as `fit` makes them; and if they keep state.
 
-            def call(step: int, held=held, values=values, objective=objective, own=own) -> Any:
-                return functional_call(held, values, (functools.partial(function, step=step), None, objective, own))
+        They are made in float64, or in their own precision where they have tensors of that type in their code.
+        """
+        for dtype in (torch.float64, self.dtype):
+            each = [copied(objective) for objective in self.each]
+            try:
+                with self.sandbox() as changed:
+                    results = [self._one_alone(function, x, i, seed, each[i], dtype) for i, seed in enumerate(seeds)]
+                    kept = changed() or any(not same(settings(a), settings(b)) for a, b in zip(each, self.each, strict=True))
+                return results, dtype, kept
+            except Exception:
+                if dtype is self.dtype:
+                    raise
+        raise AssertionError("unreachable")
 
-            with seeded(seed, x.device):
-                results.append(_two_steps(call, values, values, 0))
-        return results
+    def _one_alone(self, function: Any, x: Tensor, i: int, seed: int, objective: Any, dtype: torch.dtype) -> dict[Any, Tensor]:
+        held, own = self.held[i], (x if self.streams.of_model is None else x[i]).to(dtype)
+        values = {name: _in_dtype(value, dtype) for name, value in tensors_of(held).items()}
+
+        def call(step: int) -> Any:
+            return functional_call(held, values, (functools.partial(function, step=step), None, objective, own))
+
+        with seeded(seed, x.device):
+            return _two_steps(call, values, values, 0)
 
     def _together(self, function: Any, x: Tensor, seeds: Sequence[int], dtype: torch.dtype) -> dict[Any, Tensor]:
         """Two steps of the stack with the members' streams."""
-        values = {name: _copied(value, dtype) for name, value in self.values.items()}
+        values = {name: _in_dtype(value, dtype) for name, value in self.values.items()}
         as_used = {name: value.mT if name in self.turned else value for name, value in values.items()}
         in_dtype = numbers(self.each, torch.empty((), dtype=dtype, device=self.streams.place))
-        streams = Streams(seeds, self.streams.place)
+        streams, objective = Streams(seeds, self.streams.place), copied(self.each[0])
 
         def call(step: int) -> Any:
-            return self._map(functools.partial(function, step=step), as_used, in_dtype, x.to(dtype), streams)
+            return self._map(functools.partial(function, step=step), as_used, in_dtype, x.to(dtype), streams, objective)
 
         return _two_steps(call, values, as_used, 1)
 
@@ -178,11 +197,11 @@ def _two_steps(
 
 def in_one_line(error: Exception) -> str:
     """Why `torch.func` cannot map a model or an objective."""
-    said = str(error).strip().partition("\n")[0]
-    return f"torch.func cannot map a model or an objective ({type(error).__name__}: {said[:150]})"
+    said = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return said if said in (STATE, DRAWS) else f"torch.func cannot map a model or an objective ({type(error).__name__}: {said})"
 
 
-def _copied(value: Tensor, dtype: torch.dtype) -> Tensor:
+def _in_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
     copied = value.detach().clone()
     return (copied.to(dtype) if value.is_floating_point() else copied).requires_grad_(value.requires_grad)
 

@@ -13,8 +13,8 @@ both ways and compares.
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, distributions, nn
 
 from nbvae import models, objectives
 from nbvae._randomness import Streams
+from nbvae._sameness import same, settings
 from nbvae.models import likelihoods, networks
 
 # Layers that act on the last dimension, or on each number, and leave leading dimensions alone.
@@ -96,8 +97,8 @@ def stack_modules(modules: Sequence[nn.Module]) -> nn.Module:
             stacked.register_parameter(name, _parameter(each, tensor.requires_grad))
         else:
             stacked._buffers[name] = torch.stack(each)
-    for name, _ in first.named_children():
-        stacked._modules[name] = stack_modules([module.get_submodule(name) for module in modules])
+    for name, child in first._modules.items():  # also one that stands there twice
+        stacked._modules[name] = child and stack_modules([module.get_submodule(name) for module in modules])
     return stacked
 
 
@@ -115,8 +116,9 @@ def _write(stacked: nn.Module, index: int, module: nn.Module) -> None:
     values = dict(_own_tensors(stacked))
     for name, tensor in _own_tensors(module):
         tensor.copy_(values[name][index, 0])
-    for name, child in module.named_children():
-        _write(stacked.get_submodule(name), index, child)
+    for name, child in module._modules.items():
+        if child is not None:
+            _write(stacked.get_submodule(name), index, child)
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -124,35 +126,35 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(recurse=False)
 
 
-def architecture(module: nn.Module) -> list[tuple[Any, ...]]:
+def architecture(module: nn.Module) -> list[Any]:
     """What two models must share to be trained as one: their parts, the shapes of their tensors, their settings."""
     return [
         (
             name,
             f"{type(part).__module__}.{type(part).__qualname__}",
             [(key, tensor.shape, tensor.dtype, tensor.requires_grad) for key, tensor in _own_tensors(part)],
-            [(key, value) for key, value in vars(part).items() if key[0] != "_" and isinstance(value, _SETTINGS)],
+            {key: value for key, value in vars(part).items() if key[0] != "_" and _is_setting(part, value)},
         )
         for name, part in module.named_modules()
     ]
 
 
-def settings(objective: Any) -> dict[str, Any]:
-    """The fields of a dataclass, or the attributes of another object."""
-    if is_dataclass(objective):
-        return {field.name: getattr(objective, field.name) for field in fields(objective)}
-    return dict(getattr(objective, "__dict__", {}))
+def _is_setting(part: nn.Module, value: Any) -> bool:
+    """Whether an attribute decides what a part computes: not a submodule, and not a tensor that a pass has computed."""
+    if type(part).__module__.startswith("nbvae."):
+        return isinstance(value, _SETTINGS)
+    return not isinstance(value, nn.Module) and not (isinstance(value, Tensor) and value.grad_fn is not None)
 
 
 def differ_in_numbers(one: Any, other: Any) -> bool:
     """Whether two objectives are of one kind, and equal but for numbers: those become tensors in a stack."""
     first, second = settings(one), settings(other)
-    if type(one) is not type(other) or not first or first.keys() != second.keys():
-        return _equal(one, other)
+    if type(one) is not type(other) or inspect.isroutine(one) or isinstance(one, nn.Module) or first.keys() != second.keys():
+        return same(one, other)
     # Counts of our own objectives decide what is computed; a companion's `lr` is its optimiser's.
-    kinds = float if type(one) in _OWN_OBJECTIVES else int | float
+    kinds = float if is_own(one) else int | float
     return all(
-        _equal(value, second[name]) or (name != "lr" and _number(value, kinds) and _number(second[name], kinds))
+        same(value, second[name]) or (name != "lr" and _number(value, kinds) and _number(second[name], kinds))
         for name, value in first.items()
     )
 
@@ -161,17 +163,10 @@ def _number(value: Any, kinds: Any) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def _equal(one: Any, other: Any) -> bool:
-    try:
-        return one is other or bool(one == other)
-    except (RuntimeError, ValueError, TypeError):  # arrays and tensors
-        return False
-
-
 def numbers(each: Sequence[Any], like: Tensor) -> dict[str, Float[Tensor, " models"]]:
-    """The settings in which the objectives of a stack differ, each as a tensor (models,)."""
+    """The settings in which the objectives of a stack differ, each as a tensor (models,) in the precision of `like`."""
     first = settings(each[0])
-    differing = [name for name, value in first.items() if any(not _equal(value, settings(one)[name]) for one in each[1:])]
+    differing = [name for name, value in first.items() if any(not same(value, settings(one)[name]) for one in each[1:])]
     return {
         name: torch.tensor([float(settings(one)[name]) for one in each], dtype=like.dtype, device=like.device)
         for name in differing
@@ -239,8 +234,12 @@ class Alone:
         self.model, self.objective, self.companion = model, objective, companion
         self.parameters = [value for value in model.parameters() if value.requires_grad]
         self.companion_parameters = list(companion.parameters()) if companion else []
-        self.state = list(tensors_of(model).values())
-        self.module = model
+        self.modules = [model] if companion is None else [model, companion]
+
+    @property
+    def state(self) -> list[Tensor]:
+        """Weights and buffers, as they are now: a forward pass may put another tensor in a buffer's place."""
+        return list(tensors_of(self.model).values())
 
     def call(self, function: Callable[..., Any], x: Tensor, streams: Streams | None = None) -> Any:
         """`function(model, objective, x, companion)`."""
@@ -252,8 +251,9 @@ class Broadcast:
 
     def __init__(self, members: Sequence[nn.Module], each: Sequence[Any], companions: Sequence[nn.Module], streams: Streams):
         self.members, self.companions, self.streams = members, companions, streams
-        self.module = self.stacked = stack_modules(members)
+        self.stacked = stack_modules(members)
         self.companion = stack_modules(companions) if companions else None
+        self.modules = [self.stacked, *([self.companion] if self.companion else [])]
         values = list(self.stacked.parameters())
         self.objective = with_numbers(each[0], numbers(each, values[0]))
         self.parameters = [value for value in values if value.requires_grad]
@@ -264,9 +264,9 @@ class Broadcast:
         """`function(model, objective, x, companion)` for all models at once."""
         return function(Streamed(self.stacked, streams or self.streams, 1), self.objective, x, self.companion)
 
-    def untouched(self) -> contextlib.AbstractContextManager[None]:
-        """Nothing but weights and buffers of the members is changed inside."""
-        return contextlib.nullcontext()
+    def sandbox(self) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+        """Nothing is kept in attributes by the library's own models."""
+        return contextlib.nullcontext(lambda: False)
 
     def write(self) -> None:
         """Give each model its weights."""
