@@ -84,7 +84,7 @@ class Streams:
 
 
 def streams(model: Any, place: torch.device | None = None) -> Streams:
-    """Where a model's random numbers come from: each its own stream in `Together`, torch's global stream otherwise.
+    """Where a model's random numbers come from: each of a stack its own stream, any other torch's global one.
 
     `place` saves asking the model for its device.
     """

@@ -842,3 +842,20 @@ def test_another_number_of_a_plain_class_is_said(tmp_path, caplog):
     assert not caplog.records
     training.load(tmp_path, objective=Weighted(0.7))
     assert "is loaded with" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("saved", "made"),
+    [
+        ({"likelihood": "bernoulli"}, {"likelihood": "continuous_bernoulli"}),
+        ({"likelihood": "discretized_gaussian", "levels": 2}, {"likelihood": "discretized_gaussian", "levels": 3}),
+        ({"likelihood": "discretized_gaussian", "levels": 2}, {"likelihood": "discretized_logistic", "levels": 2}),
+    ],
+)
+def test_another_likelihood_around_networks_of_ones_own_is_refused(tmp_path, saved, made):
+    def build(**options):
+        return models.VAE((4,), 2, encoder=nn.Linear(4, 4), hidden=(3,), **options)
+
+    run_of(build(**saved)).save(tmp_path)
+    refused(tmp_path, "its observation is", make=lambda: build(**made))
+    assert training.load(tmp_path, make=lambda: build(**saved))

@@ -151,12 +151,12 @@ def accept(model: Any, dataset: Any, objective: Any, config: Any) -> None:
     hook(objective, "check")(model, dataset)
     with torch.random.fork_rng(devices=[]):
         # Dynamic binarisation makes 0/1 pixels of grey ones: check a draw.
-        x = dataset.draw(dataset.train)
         check = getattr(model, "check", None)
         if callable(check):
-            check(x)
+            check(dataset.draw(dataset.train))
         if not callable(getattr(model, "at", None)):
-            check_distributions(model, x[:2])
+            some = dataset.train[:2]
+            check_distributions(model, dataset.draw(some) if dataset.binarize == "dynamic" else some)
 
 
 def accept_data(dataset: Any) -> None:

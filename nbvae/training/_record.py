@@ -16,6 +16,7 @@ from torch import nn
 import nbvae
 from nbvae import models, objectives
 from nbvae._randomness import seeded
+from nbvae.models import likelihoods
 from nbvae.training._config import TrainConfig
 
 FORMAT = 2
@@ -35,6 +36,7 @@ _SINCE = {"format": int, "modules": dict, "weights": str, "sha256": str}
 
 # The models that their own `config` rebuilds, unless it is None.
 _MODELS = {"VAE": models.VAE, "MultiBetaVAE": models.MultiBetaVAE}
+_LIKELIHOODS = tuple(likelihoods.LIKELIHOODS.values())
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -170,15 +172,19 @@ def _is_json(value: object) -> bool:
     return True
 
 
+def _shown(part: nn.Module) -> bool:
+    return type(part).__module__.startswith("torch.") or isinstance(part, _LIKELIHOODS)
+
+
 def _modules(model: nn.Module) -> dict[str, str]:
-    """The classes of a model's parts, with the settings of torch's: what no weights tell, such as an activation.
+    """The classes of a model's parts, with the settings of torch's and of likelihoods: what no weights tell.
 
     Without the library's own layers, whose names may change while they compute the same.
     """
     return {
-        name: type(part).__name__ + (f"({part.extra_repr()})" if type(part).__module__.startswith("torch.") else "")
+        name: type(part).__name__ + (f"({part.extra_repr()})" if _shown(part) else "")
         for name, part in model.named_modules(remove_duplicate=False)
-        if not (name and type(part).__module__.startswith("nbvae."))
+        if not (name and type(part).__module__.startswith("nbvae.")) or isinstance(part, _LIKELIHOODS)
     }
 
 
