@@ -4,7 +4,7 @@ import functools
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -67,11 +67,17 @@ def modules(model: object) -> list[nn.Module]:
             found.append(thing)
         if isinstance(thing, FunctionType):  # of the globals only those that it names
             names = thing.__globals__
-            left += [names[name] for name in thing.__code__.co_names if name in names]
+            left += [names[name] for name in _named(thing.__code__) if name in names]
             left += [thing.__closure__, thing.__dict__]
         else:
             left += gc.get_referents(thing)
     return found
+
+
+def _named(code: CodeType) -> set[str]:
+    """The names that a function's code mentions, in the functions that are written inside it too."""
+    inner = [_named(each) for each in code.co_consts if isinstance(each, CodeType)]
+    return {*code.co_names}.union(*inner)
 
 
 def check_model(model: Any, *methods: str) -> None:

@@ -542,3 +542,20 @@ def one_line(call, *words):
     assert "\n" not in str(raised.value)
     for word in words:
         assert word in str(raised.value)
+
+
+HIDDEN = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 4))
+
+
+def test_a_network_that_only_a_function_inside_a_method_names_is_found():
+    class Model(models.VAE):
+        def posterior(self, x):
+            through = lambda each: HIDDEN(each)  # noqa: E731
+            mean, log_variance = next(through(each) for each in (x,)).chunk(2, -1)
+            return torch.distributions.Independent(torch.distributions.Normal(mean, log_variance.exp()), 1)
+
+    before = HIDDEN[1].running_mean.clone()
+    HIDDEN.train()
+    estimators.evaluate(Model((1, 8, 8), 2), torch.rand(9, 1, 8, 8).round(), n_samples=1)
+    assert torch.equal(HIDDEN[1].running_mean, before)
+    assert HIDDEN[1].training
