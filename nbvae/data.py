@@ -127,6 +127,15 @@ class Dataset:
                 digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False))
         return digest.hexdigest()
 
+    def check_scale(self) -> None:
+        """Raise `ValueError` where `train` reaches far beyond 1, so that networks at their start overflow on it.
+
+        >>> load("digits").check_scale()
+        """
+        if self.reach > 30:
+            cure = "scale it to about 1 (minus the training mean, over the standard deviation)"
+            raise ValueError(f"dataset {self.name} reaches {self.reach:.4g}: {cure}")
+
     def draw(self, x: Float[Tensor, "batch *shape"], generator: torch.Generator | None = None) -> Float[Tensor, "batch *shape"]:
         """A batch of `train` as training sees it: x, or if "dynamic" a fresh Bernoulli draw of each pixel.
 

@@ -663,3 +663,12 @@ def test_iid_splits_however_small_or_heavy_are_on_one_scale(tmp_path):
             x = rng.standard_normal((100 + rows, 2))
             for values in (x, np.exp(x), x > 1, 1000 * x):
                 data.load(write(tmp_path / "mine.npz", train=values[:100], validation=values[100:], test=values[100:]))
+
+
+def test_a_scale_that_networks_overflow_on_is_told():
+    x = torch.linspace(-1, 1, 24).view(6, 4)
+    for fine in (x, 30 * x):
+        data.Dataset("fine", fine, fine, fine).check_scale()
+    with pytest.raises(ValueError, match="dataset wild reaches 1680: scale it to about 1") as error:
+        data.Dataset("wild", 1680 * x, x, x).check_scale()
+    assert "\n" not in str(error.value)
