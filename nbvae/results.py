@@ -85,8 +85,9 @@ class Estimate:
         """
         values = _values(values)
         array = np.asarray(values)
-        error = array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else math.nan
-        return cls(float(array.mean()), float(error), len(array), over, values)
+        with np.errstate(invalid="ignore"):  # an infinite value has no spread: its estimate says so
+            error = array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else math.nan
+            return cls(float(array.mean()), float(error), len(array), over, values)
 
     @classmethod
     def over_examples(cls, values: Any) -> "Estimate":

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,15 @@ def test_an_estimate_is_the_mean_with_the_error_of_its_spread():
     bare = Estimate(1.0, 0.5, 7)
     assert (bare.over, bare.values, bare.per_example) == (None, None, None)
     assert "values" not in repr(Estimate.over_runs(np.zeros(1000)))
+
+
+@pytest.mark.parametrize("values", [[1.0, math.inf], [-math.inf, math.inf], [1.0, math.nan]])
+def test_values_without_a_mean_have_an_estimate_that_says_so_without_a_warning(values):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = Estimate.of(values)
+    assert not math.isfinite(made.value)
+    assert math.isnan(made.stderr)
 
 
 def test_two_estimates_are_equal_if_their_numbers_are():
