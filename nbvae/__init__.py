@@ -4,7 +4,7 @@ The rooms and what each offers, from the ones that know least to the ones that k
 `import nbvae; nbvae.models.VAE`. `help(nbvae.models.VAE)` says more, with an example.
 
 - `data`: named data sets and a reader's own, with fixed splits.
-  Dataset, load, gaussian_covariance
+  BINARIZE, SPECTRUM, SPLITS, Dataset, Factors, gaussian_covariance, load
 - `results`: what is measured: estimates with their errors, tidy frames, means over seeds, paired differences.
   COLUMNS, Estimate, Quantities, frame_of, over_seeds, paired, row_of, tidy
 - `curves`: rate–distortion points and curves as records, and comparisons of them.

@@ -11,9 +11,11 @@ import numpy as np
 import pooch
 import pytest
 import torch
+from skimage import data as photographs
 from sklearn.datasets import load_digits, load_sample_images
 
 from nbvae import data
+from nbvae.data import gaussian, idx, patches
 
 HOME = os.environ.get("NBVAE_DATA")
 needs_mnist = pytest.mark.skipif(
@@ -125,43 +127,67 @@ def test_loading_leaves_the_global_random_streams_alone(how):
 # patches
 
 
-def test_no_pixel_of_a_photograph_is_in_two_splits_of_patches():
+@pytest.mark.parametrize("shapes", [[(427, 640), (427, 640)], [(300, 451), (512, 512), (40, 100)]])
+def test_no_pixel_of_a_photograph_is_in_two_splits_of_patches(shapes):
     """Pictures whose pixels are their own addresses show where each patch comes from."""
-    pictures = [np.arange(427.0 * 640).reshape(427, 640) + 1e6 * number for number in range(2)]
-    seen = [set(part.ravel()) for part in data._strips(pictures, (4000, 1500, 1500))]
+    pictures = [np.arange(h * w).reshape(h, w) + 10**6 * number for number, (h, w) in enumerate(shapes)]
+    sizes = (4000, 1500, 1500)
+    parts = patches.cut(pictures, sizes)
+    seen = [set(part.ravel().tolist()) for part in parts]
     for one, two in itertools.combinations(seen, 2):
         assert not one & two
-    for part in seen:
-        assert {address >= 1e6 for address in part} == {False, True}
-    for part in data._strips(pictures, (50, 50, 50)):
-        assert part.shape == (50, 16, 16)
-        np.testing.assert_array_equal(
-            part - part[:, :1, :1], np.add.outer(640 * np.arange(16), np.arange(16))[None].repeat(50, 0)
-        )
+    for part, size in zip(parts, sizes, strict=True):
+        assert part.shape == (size, 16, 16)
+        assert {address // 10**6 for address in part[:, 0, 0].tolist()} == set(range(len(shapes)))
+        # A piece of one picture: as far from row to row as its width.
+        for number, (_, width) in enumerate(shapes):
+            inside = part[part[:, 0, 0] // 10**6 == number]
+            steps = np.add.outer(width * np.arange(16), np.arange(16))
+            np.testing.assert_array_equal(inside - inside[:, :1, :1], steps[None].repeat(len(inside), 0))
+
+
+def test_patches_are_at_different_places_and_all_places_are_equally_likely():
+    """All of them, if as many are asked for; else, each picture has its share of the places within five deviations."""
+    pictures = [np.arange(60 * 160).reshape(60, 160), np.arange(40 * 200).reshape(40, 200) + 10**6]
+    rooms = [np.array([45 * (w - 15), 25 * (v - 15)]) for w, v in ((96, 120), (32, 40), (32, 40))]
+    for part, room in zip(patches.cut(pictures, [int(room.sum()) for room in rooms]), rooms, strict=True):
+        assert len(set(part[:, 0, 0].tolist())) == len(part) == room.sum()
+    for part, room in zip(patches.cut(pictures, (1000, 200, 200)), rooms, strict=True):
+        assert len(set(part[:, 0, 0].tolist())) == len(part)
+        share = room[1] / room.sum()
+        assert abs((part[:, 0, 0] >= 10**6).mean() - share) < 5 * (share * (1 - share) / len(part)) ** 0.5
 
 
 def test_patches_are_pieces_of_the_photographs_without_the_training_mean():
-    patches = data.load("patches", sizes=(3000, 200, 201))
-    assert patches.shape == (1, 16, 16)
-    assert [len(part) for part in (patches.train, patches.validation, patches.test)] == [3000, 200, 201]
-    assert patches.train_labels is patches.test_labels is None
-    assert not patches.is_binary
-    assert patches.train.double().mean(0).abs().max() < 1e-7
-    assert patches.test.mean(0).abs().max() > 1e-3
-    grey = [np.einsum("hwc,c->hw", picture, [0.299, 0.587, 0.114]) / 255 for picture in load_sample_images().images]
-    raw = data._strips(grey, (3000, 200, 201))
+    ours = data.load("patches", sizes=(3000, 200, 201))
+    assert ours.shape == (1, 16, 16)
+    assert [len(part) for part in (ours.train, ours.validation, ours.test)] == [3000, 200, 201]
+    assert ours.train_labels is ours.test_labels is ours.factors is None
+    assert not ours.is_binary
+    assert ours.train.double().mean(0).abs().max() < 1e-7
+    assert ours.test.mean(0).abs().max() > 1e-3
+    colour = [*load_sample_images().images, photographs.astronaut(), photographs.chelsea(), photographs.coffee()]
+    grey = [np.einsum("hwc,c->hw", picture, [0.299, 0.587, 0.114]) / 255 for picture in colour]
+    textures = (photographs.camera(), photographs.brick(), photographs.grass(), photographs.gravel())
+    pictures = [*grey[:3], textures[0] / 255, *grey[3:], *(picture / 255 for picture in textures[1:])]
+    raw = patches.cut(pictures, (3000, 200, 201))
     assert min(part.min() for part in raw) >= 0
     assert max(part.max() for part in raw) <= 1
-    for part, ours in zip(raw, (patches.train, patches.validation, patches.test), strict=True):
-        np.testing.assert_allclose(ours[:, 0], part - raw[0].mean(0), atol=1e-6)
-    assert data.load("patches").train.shape == (10_000, 1, 16, 16)
+    for part, split in zip(raw, data.SPLITS, strict=True):
+        np.testing.assert_allclose(getattr(ours, split)[:, 0], part - raw[0].mean(0), atol=1e-6)
+
+
+def test_patches_do_not_change_from_run_to_run():
+    ours = data.load("patches")
+    assert [len(part) for part in (ours.train, ours.validation, ours.test)] == [40_000, 5_000, 5_000]
+    assert ours.sha256 == "992ef92142d22db322d1b8ebc110b5187667ae5986b60d58f1b87cbda109e793"
 
 
 def test_patches_have_no_binarisation_and_a_largest_size():
     for how in ("static", "threshold", "dynamic"):
         assert refusal("patches", binarize=how).startswith("binarize must be None for patches")
     assert data.load("patches", binarize=None, sizes=(8, 8, 8)).binarize is None
-    assert "at most 56032 for the test split" in refusal("patches", sizes=(10, 10, 10**6))
+    assert "at most 238857 for the test split" in refusal("patches", sizes=(10, 10, 10**6))
     assert "three whole numbers" in refusal("patches", sizes=5)
     assert refusal("patches", sizes=(1, 0, 1)) == "sizes[1] must be a whole number >= 1, got 0"
 
@@ -192,7 +218,7 @@ def test_gaussian_options():
     assert not torch.equal(one.validation, one.test)
     flat = data.load("gaussian", spectrum=[2, 0, 1], sizes=[100, 10, 10])
     assert np.linalg.matrix_rank(flat.train.double().numpy(), tol=1e-4) == 2
-    assert np.linalg.det(data._rotation([1.0] * 5)[0]) == pytest.approx(1)
+    assert np.linalg.det(gaussian.rotated([1.0] * 5)[0]) == pytest.approx(1)
     np.testing.assert_allclose(data.gaussian_covariance([3.0]), [[3.0]])
     for bad in ([], [0, 0], [1, -1], [1, np.nan], [1, np.inf], 3, "abc", None, [[1, 2]], np.full(200, -1.0)):
         assert refusal("gaussian", spectrum=bad).startswith("spectrum must be a list of finite numbers >= 0, not all zero")
@@ -246,53 +272,100 @@ def nowhere(tmp_path, monkeypatch):
     return tmp_path, tried
 
 
-def test_without_a_network_the_answer_says_where_the_files_are_expected(nowhere):
+HOSTS = {
+    "mnist": ["ossci-datasets.s3.amazonaws.com", "storage.googleapis.com"],
+    "fashion_mnist": ["fashion-mnist.s3-website.eu-central-1.amazonaws.com", "raw.githubusercontent.com"],
+    "kmnist": ["codh.rois.ac.jp", "codh.rois.ac.jp"],
+}
+FILES = {
+    "train-images-idx3-ubyte": (60_000, 28, 28),
+    "train-labels-idx1-ubyte": (60_000,),
+    "t10k-images-idx3-ubyte": (10_000, 28, 28),
+    "t10k-labels-idx1-ubyte": (10_000,),
+}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_without_a_network_the_answer_says_where_the_files_are_expected(nowhere, name):
     folder, tried = nowhere
-    message = refusal("mnist", error=FileNotFoundError)
-    assert str(folder / "data" / "mnist") in message
-    assert str(folder / "cache" / "nbvae" / "mnist") in message
-    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        assert f"{name}-ubyte.gz" in message
-    assert [url.split("/")[2] for url in tried] == ["ossci-datasets.s3.amazonaws.com", "storage.googleapis.com"]
-    assert list((folder / "cache" / "nbvae" / "mnist").iterdir()) == []
+    message = refusal(name, error=FileNotFoundError)
+    assert message.startswith(f"{name} is neither here nor to be downloaded")
+    assert str(folder / "data" / name) in message
+    assert str(folder / "cache" / "nbvae" / name) in message
+    assert all(f"{file}.gz" in message for file in FILES)
+    assert [url.split("/")[2] for url in tried] == HOSTS[name]
+    assert list((folder / "cache" / "nbvae" / name).iterdir()) == []
 
 
-def small_mnist(monkeypatch) -> dict[str, bytes]:
-    """Files of MNIST's names, form and size, all zeros, that are verified by hashes of their own."""
-    shapes = {
-        "train-images-idx3-ubyte": (60_000, 28, 28),
-        "t10k-images-idx3-ubyte": (10_000, 28, 28),
-        "train-labels-idx1-ubyte": (60_000,),
-        "t10k-labels-idx1-ubyte": (10_000,),
-    }
-    files = {}
-    for name, shape in shapes.items():
+def stand_in(monkeypatch, name: str) -> dict[str, bytes]:
+    """Gzips of the names, form and size of a data set's files, each digit ten times in a row; hashed as the real ones are."""
+    published = {}
+    for file, shape in FILES.items():
         header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
-        files[name] = header + bytes(int(np.prod(shape)))
-        monkeypatch.setitem(data._MNIST, name, hashlib.sha256(files[name]).hexdigest())
-    return files
+        rows = np.arange(shape[0]) // 10 % 10
+        body = rows if len(shape) == 1 else np.broadcast_to(20 * rows[:, None, None], shape)
+        published[file] = gzip.compress(header + body.astype(np.uint8).tobytes(), 1, mtime=0)
+        hashed = gzip.decompress(published[file]) if name == "mnist" else published[file]
+        monkeypatch.setitem(idx.SOURCES[name].sha256, file, hashlib.sha256(hashed).hexdigest())
+    return published
 
 
-def test_a_download_is_verified_cached_and_done_once(nowhere, monkeypatch):
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_download_is_verified_cached_and_done_once(nowhere, monkeypatch, name):
     folder, tried = nowhere
-    files = small_mnist(monkeypatch)
+    published = stand_in(monkeypatch, name)
 
     def retrieve(url, known_hash, fname, path, **options):
         tried.append(url)
-        if "ossci" in url:  # the first mirror answers every request with a page of its own
+        if url.startswith(idx.SOURCES[name].mirrors[0]):  # the first mirror answers every request with a page of its own
             content = b"<html>please log in</html>"
         else:
-            content = gzip.compress(files[url.split("/")[-1].removesuffix(".gz")], 1)
+            content = published[url.split("/")[-1].removesuffix(".gz")]
         (Path(path) / fname).write_bytes(content)
         return str(Path(path) / fname)
 
     monkeypatch.setattr(pooch, "retrieve", retrieve)
-    first = data.load("mnist", binarize=None)
+    first = data.load(name, binarize=None)
     assert len(tried) == 8
-    assert sorted(path.name for path in (folder / "cache/nbvae/mnist").iterdir()) == sorted(f"{n}.gz" for n in files)
-    assert first.train.shape == (50_000, 1, 28, 28)
-    assert all(data._mnist_file(name) == content for name, content in files.items())
+    assert {path.name: path.read_bytes() for path in (folder / "cache/nbvae" / name).iterdir()} == {
+        f"{file}.gz": content for file, content in published.items()
+    }
+    assert [len(part) for part in (first.train, first.validation, first.test)] == [50_000, 10_000, 10_000]
+    assert first.shape == (1, 28, 28)
+    for split in data.SPLITS:
+        labels = getattr(first, f"{split}_labels")
+        assert torch.equal(labels, torch.arange(len(labels)) // 10 % 10)
+        assert torch.equal(getattr(first, split)[:, 0], (20 * labels / 255).float()[:, None, None].expand(-1, 28, 28))
+    assert data.load(name).binarize == "static"
     assert len(tried) == 8
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_another_gzip_of_the_content_is_taken_where_the_hash_is_of_the_content(nowhere, monkeypatch, name):
+    folder, tried = nowhere
+    published = stand_in(monkeypatch, name)
+    for file, packed in published.items():
+        path = folder / "data" / name / f"{file}.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(gzip.decompress(packed), 2, mtime=1))
+    if name == "mnist":
+        assert len(data.load(name).test) == 10_000
+    else:
+        told = refusal(name)
+        assert idx.SOURCES[name].sha256["train-images-idx3-ubyte"] in told
+        assert "delete or replace the file" in told
+    assert tried == []
+
+
+def test_files_of_mnist_are_not_taken_for_those_of_another(nowhere, monkeypatch):
+    folder, tried = nowhere
+    (folder / "data").mkdir()
+    for file, packed in stand_in(monkeypatch, "mnist").items():
+        (folder / "data" / f"{file}.gz").write_bytes(packed)
+    assert data.load("mnist").test_labels[10] == 1
+    assert tried == []
+    for name in ("fashion_mnist", "kmnist"):
+        assert str(folder / "data" / name) in refusal(name, error=FileNotFoundError)
 
 
 @pytest.mark.parametrize("home", ["data/mnist", "data", "cache/nbvae/mnist"])
@@ -326,8 +399,8 @@ def test_a_bad_file_is_refused_with_both_hashes_and_kept(nowhere, fault, home):
 def test_a_truncated_gzip_is_hashed_as_far_as_it_goes():
     content = np.random.default_rng(0).bytes(300_000)
     packed = gzip.compress(content)
-    assert data._gunzip(packed) == content
-    part = data._gunzip(packed[: len(packed) // 2])
+    assert idx._gunzip(packed) == content
+    part = idx._gunzip(packed[: len(packed) // 2])
     assert 100_000 < len(part) < 200_000
     assert content.startswith(part)
 
@@ -542,11 +615,14 @@ def test_binarising_needs_values_between_0_and_1(tmp_path):
 
 
 def test_unknown_names_and_options_are_refused_in_one_line():
-    assert refusal("mnits") == "dataset must be one of digits, patches, gaussian, mnist, or a path to an .npz; got 'mnits'"
+    known = "digits, patches, gaussian, mnist, fashion_mnist, kmnist, glyphs"
+    assert refusal("mnits") == f"dataset must be one of {known}, or a path to an .npz; got 'mnits'"
     for name in (3, None, ["digits"]):
         assert refusal(name).endswith(f"got {name!r}")
     assert refusal("digits", seed=1) == "digits has no option 'seed'; it has binarize"
     assert refusal("gaussian", sead=1) == "gaussian has no option 'sead'; it has binarize, spectrum, sizes, seed"
+    for name in ("fashion_mnist", "kmnist", "glyphs"):
+        assert refusal(name, sizes=3) == f"{name} has no option 'sizes'; it has binarize"
     assert refusal("mine.npz", sizes=3) == "mine.npz has no option 'sizes'; it has binarize"
     allowed = "binarize must be one of default, None, threshold, static, dynamic; got "
     assert refusal("digits", binarize="statik") == allowed + "'statik'"
@@ -672,3 +748,84 @@ def test_a_scale_that_networks_overflow_on_is_told():
     with pytest.raises(ValueError, match="dataset wild reaches 1680: scale it to about 1") as error:
         data.Dataset("wild", 1680 * x, x, x).check_scale()
     assert "\n" not in str(error.value)
+
+
+# factors
+
+LEVELS = {"weight": ("regular", "bold"), "size": ("small", "middle", "large")}
+ROWS = torch.tensor([[0, 2], [1, 0], [1, 1], [0, 0], [0, 1], [1, 2], [0, 0], [1, 1]])
+
+
+def test_factors_are_rows_of_the_examples_and_count_in_the_hash():
+    factors = data.Factors(LEVELS, ROWS, ROWS, ROWS)
+    mine = data.Dataset("mine", Y, Y, Y, factors=factors)
+    plain = data.Dataset("mine", Y, Y, Y)
+    assert plain.factors is None
+    assert mine.factors.by_name("test")["size"].tolist() == ROWS[:, 1].tolist()
+    others = [
+        data.Factors(LEVELS, ROWS, ROWS.flip(0), ROWS),
+        data.Factors(dict(reversed(LEVELS.items())), *[ROWS.flip(1)] * 3),
+        data.Factors(LEVELS | {"weight": ("light", "bold")}, ROWS, ROWS, ROWS),
+    ]
+    hashes = {data.Dataset("mine", Y, Y, Y, factors=each).sha256 for each in (factors, *others, None)}
+    assert len(hashes) == 5
+    assert data.Dataset("other", Y, Y, Y, factors=data.Factors(LEVELS, ROWS, ROWS, ROWS)).sha256 == mine.sha256
+
+
+def test_levels_are_kept_as_they_were_given():
+    levels = {"weight": ["regular", "bold"]}
+    factors = data.Factors(levels, *[ROWS[:, :1]] * 3)
+    levels["weight"].append("black")
+    levels["slant"] = ["upright"]
+    assert factors.levels == {"weight": ("regular", "bold")}
+
+
+def test_the_first_training_examples_keep_their_labels_and_factors():
+    whole = data.Dataset("mine", Y, Y, Y, torch.arange(8), factors=data.Factors(LEVELS, ROWS, ROWS, ROWS))
+    some = whole.first(3)
+    assert torch.equal(some.train, Y[:3])
+    assert some.train_labels.tolist() == [0, 1, 2]
+    assert torch.equal(some.factors.train, ROWS[:3])
+    assert torch.equal(some.factors.test, ROWS)
+    assert some.test_labels is None
+    assert whole.first(8).sha256 == whole.sha256
+    for bad, message in (
+        (9, "n must be at most 8, the training examples of mine; got 9"),
+        (0, "n must be a whole number >= 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            whole.first(bad)
+
+
+@pytest.mark.parametrize(
+    ("levels", "rows", "message"),
+    [
+        ({}, ROWS, "levels must name at least one factor, and for each the names of its values; got {}"),
+        (("weight", "size"), ROWS, "levels must name at least one factor"),
+        ({"weight": "regular", "size": ("small",)}, ROWS, "levels must name at least one factor"),
+        ({"weight": (), "size": ("small",)}, ROWS, "levels must name at least one factor"),
+        ({1: ("a", "b"), "size": ("small",)}, ROWS, "levels must name at least one factor"),
+        ({"weight": (0, 1), "size": ("small",)}, ROWS, "levels must name at least one factor"),
+        (LEVELS, ROWS[:, 0], "test of factors must be an int64 tensor (N, 2) on the CPU, got torch.int64 of shape (8,)"),
+        (LEVELS, ROWS[:, :1], "test of factors must be an int64 tensor (N, 2) on the CPU, got torch.int64 of shape (8, 1)"),
+        (LEVELS, ROWS.float(), "test of factors must be an int64 tensor (N, 2) on the CPU, got torch.float32"),
+        (LEVELS, ROWS.to("meta"), "test of factors must be an int64 tensor (N, 2) on the CPU, got torch.int64, on meta"),
+        (LEVELS, ROWS.tolist(), "test of factors must be an int64 tensor (N, 2) on the CPU, got list"),
+        (LEVELS, None, "test of factors must be an int64 tensor (N, 2) on the CPU, got NoneType"),
+        (LEVELS, ROWS + torch.tensor([0, 1]), "test of factors has values of size outside 0..2"),
+        (LEVELS, ROWS - torch.tensor([1, 0]), "test of factors has values of weight outside 0..1"),
+    ],
+)
+def test_factors_of_another_kind_are_refused_in_one_line(levels, rows, message):
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
+        data.Factors(levels, ROWS, ROWS, rows)
+    assert str(caught.value).startswith(message)
+
+
+def test_factors_that_are_not_of_these_examples_are_refused_in_one_line():
+    factors = data.Factors(LEVELS, ROWS, ROWS, ROWS[:7])
+    told = "factors must have a row for each example, but test has 8 examples and 7 rows"
+    assert of_own("mine", Y, Y, Y, factors=factors) == told
+    assert of_own("mine", Y, Y, Y, factors=ROWS) == "factors must be data.Factors or None, got torch.int64"
+    with pytest.raises(ValueError, match=r"^split must be one of train, validation, test; got 'valid'$"):
+        factors.by_name("valid")
