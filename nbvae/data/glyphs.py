@@ -140,8 +140,8 @@ def render(fonts: Sequence[str] = tuple(FONTS), characters: Collection[str] | No
         if not path.is_file():
             raise FileNotFoundError(f"glyphs needs the fonts that come with matplotlib, but there is no {path}")
         # Not Raqm, which is not in every build of Pillow and would shape the letters by their context.
-        face = ImageFont.truetype(path, SIZE, layout_engine=ImageFont.Layout.BASIC)
-        for character in map(chr, sorted(FT2Font(path).get_charmap())):
+        face = ImageFont.truetype(str(path), SIZE, layout_engine=ImageFont.Layout.BASIC)
+        for character in map(chr, sorted(FT2Font(str(path)).get_charmap())):
             if is_text(character) and (characters is None or character in characters):
                 image = _drawn(face, character)
                 if image is not None:
@@ -203,7 +203,9 @@ def load() -> Glyphs:
         _cache(glyphs, cache / name)
     if glyphs.sha256 != SHA256:
         drawn = ", ".join(f"{each} {version}" for each, version in versions.items())
-        _log.warning("glyphs differ from those of the book's results, of the versions in constraints.txt: here %s", drawn)
+        _log.warning(
+            "glyphs differ from those of the book's results, whose versions are in constraints.txt: drawn by %s", drawn
+        )
     return glyphs
 
 
