@@ -51,6 +51,24 @@ class Streams:
         """The same streams from their start."""
         return Streams(self.seeds, self.place)
 
+    def states(self) -> list[Tensor]:
+        """Where each stream is, as bytes on the CPU; torch's own has one there, and one on another device."""
+        if not self.is_global:
+            return [generator.get_state() for generator in self.generators if generator is not None]
+        elsewhere = [] if self.place.type == "cpu" else [torch.get_device_module(self.place).get_rng_state(self.place)]
+        return [torch.get_rng_state(), *elsewhere]
+
+    def go_on(self, states: Sequence[Tensor]) -> None:
+        """Put each stream where it was when `states` told of it."""
+        if not self.is_global:
+            for generator, state in zip(self.generators, states, strict=True):
+                if generator is not None:
+                    generator.set_state(state)
+            return
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.get_device_module(self.place).set_rng_state(state, self.place)
+
     def spread(self, x: Tensor) -> Tensor:
         """x for all models: as it is where they share a seed, else (models, *x.shape)."""
         return x if self.of_model is None else x.expand(len(self.of_model), *x.shape)

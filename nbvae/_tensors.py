@@ -1,9 +1,10 @@
 """Small helpers on tensors that several rooms need."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Values that are encoded or decoded at once, whatever the size of the data: on a CPU 1 MiB in float32, which stays in the
 # cache, and elsewhere 64 MiB.
@@ -13,6 +14,16 @@ AT_ONCE, ELSEWHERE = 1 << 18, 64
 def double(x: Tensor) -> Tensor:
     """x in float64: on its own device, or on the CPU where the device (MPS) has no float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
+
+
+def is_dense(value: Any) -> bool:
+    """Whether a value is a tensor that a file of safetensors can hold."""
+    return (
+        isinstance(value, Tensor)
+        and not (nn.parameter.is_lazy(value) or value.is_meta or value.is_quantized)
+        and value.layout == torch.strided
+        and value.dtype not in (torch.complex32, torch.complex128)
+    )
 
 
 def parts(x: Tensor, like: Tensor | None = None, size: int | None = None, dim: int = 0) -> Iterator[Tensor]:

@@ -1,0 +1,98 @@
+"""Files that are there whole or not at all, whoever is killed while writing and whoever else writes at the same time.
+
+What is being written has a name of its own that ends in ".part". Who begins to work in a folder removes such files: their
+writers are dead or, where one is not, it finds that out and writes once more.
+"""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+PART = ".part"
+_TRIES = 10
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, in a folder that is made if need be. `OSError` where that cannot be done; an older file is then left."""
+    for attempt in range(_TRIES):
+        part = _part(path.parent)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(part, content)
+            os.replace(part, path)
+        except FileNotFoundError:  # someone has cleared the folder
+            if attempt == _TRIES - 1:
+                raise
+        else:
+            break
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def write_folder(path: Path, files: Mapping[str, bytes], beside: Path) -> None:
+    """Make a folder with these files, by way of the folder `beside` on the same disk. One that is there already is left."""
+    for attempt in range(_TRIES):
+        part = _part(beside)
+        try:
+            part.mkdir(parents=True)
+            for name, content in files.items():
+                _write(part / name, content)
+            _sync(part)
+            os.rename(part, path)
+        except FileNotFoundError:
+            if attempt == _TRIES - 1:
+                raise
+        except OSError:
+            if not path.is_dir():  # or another process was first
+                raise
+            break
+        else:
+            break
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    _sync(path.parent)
+
+
+def clear(folder: Path) -> None:
+    """Remove what writers have left that were killed."""
+    for part in folder.glob(f"*{PART}"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+class Unusable(ValueError):
+    """A file or a folder that is not as it must be, in one line; names of files may have line breaks in them."""
+
+    def __init__(self, reason: str):
+        super().__init__(" ".join(reason.splitlines()))
+
+
+def _part(folder: Path) -> Path:
+    return folder / f"{uuid.uuid4().hex}{PART}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Let the names in a folder outlast a loss of power, where the system can do that."""
+    if os.name == "posix":
+        try:
+            place = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # someone has cleared it
+            return
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
