@@ -69,7 +69,7 @@ def number(what: str, value: object, whole: bool = False) -> Any:
             raise ValueError
         return int(value) if whole and not isinstance(value, float) else float(value)
     except (ValueError, OverflowError):
-        raise ValueError(f"{what} must be a {'whole ' if whole else ''}number, got {value!r}") from None
+        raise ValueError(f"{what} must be a {'whole ' if whole else ''}number, got {str(value)[:60]!r}") from None
 
 
 def _check_names(path: Path_, names: Sequence[str], known: Collection[str], needed: Iterable[str]) -> None:

@@ -28,7 +28,10 @@ def frame_of(rows: Sequence[Mapping[str, Any]], **columns: Any) -> pd.DataFrame:
     dataset  seed network quantity  value  stderr   n
      digits     0     mlp     rate    3.5     0.1 100
     """
-    frame: Any = pd.DataFrame(list(rows))
+    rows = list(rows) if isinstance(rows, Iterable) else []
+    if not rows or not all(isinstance(row, Mapping) and "quantity" in row for row in rows):
+        raise ValueError("rows must be mappings from names of columns to values, at least one, each with a quantity")
+    frame: Any = pd.DataFrame(rows)
     frame = frame.drop(columns=[name for name in frame if name not in MEASURED and frame[name].isna().all()])
     for name, value in columns.items():
         if name in frame:
@@ -37,6 +40,7 @@ def frame_of(rows: Sequence[Mapping[str, Any]], **columns: Any) -> pd.DataFrame:
             raise ValueError(f"{name} must be one value for all rows, a number or a string; got {checks.short(value)}")
         if value is not None:
             frame[name] = value
+    frame = frame.astype({name: "float64" for name in ("value", "stderr") if name in frame})  # None is nan
     for name in {"seed", "n"} & set(frame):  # whole numbers, also where one is missing
         frame[name] = frame[name].astype("Int64" if frame[name].isna().any() else "int64")
     known = [name for name in COLUMNS if name in frame]
@@ -62,6 +66,8 @@ def tidy(values: Any, axes: Mapping[str, Sequence[Any] | np.ndarray], quantity: 
      digits   0.1     1   regret    0.4     NaN <NA>
      digits   1.0     1   regret    0.8     NaN <NA>
     """
+    if not isinstance(axes, Mapping):
+        raise ValueError(f"axes must be a dictionary of the name and the places of each axis, got {checks.short(axes)}")
     array = np.asarray(values, dtype=np.float64)
     shape = tuple(len(each) for each in axes.values())
     if array.shape != shape or not array.size:
@@ -125,5 +131,7 @@ def check_columns(frame: pd.DataFrame, what: str, names: str | Iterable[str]) ->
     """`names` as a list, if each is a column of the frame; else `ValueError`."""
     names = [names] if isinstance(names, str) else list(names)
     if unknown := [name for name in names if name not in frame]:
-        raise ValueError(f"{what} must be among the columns of the frame, {', '.join(map(str, frame))}; got {unknown[0]!r}")
+        raise ValueError(
+            f"{what} must be among the columns of the frame, {', '.join(map(str, frame))}; got {checks.short(unknown[0])}"
+        )
     return names

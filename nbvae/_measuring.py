@@ -153,29 +153,30 @@ def check_distributions(model: Any, x: Float[Tensor, "batch *shape"]) -> None:
         raise ValueError(f"prior() must be one distribution of z (k,), got {shapes}: {cure.format('z')}")
     x = x.to(prior.mean)
     with measuring(model), sandbox(modules(model)):
-        posterior = _distribution("posterior(x)", lambda: model.posterior(x))
+        posterior = _distribution(f"posterior(x) of x {tuple(x.shape)}", lambda: model.posterior(x))
         z = posterior.sample()
         _per_example("posterior(x)", posterior.log_prob(z), len(x))
-        likelihood = _distribution("likelihood(z)", lambda: model.likelihood(z))
+        likelihood = _distribution(f"likelihood(z) of z {tuple(z.shape)}", lambda: model.likelihood(z))
     if likelihood.event_shape != x.shape[1:]:
         shapes = f"must have the event {tuple(x.shape[1:])}, got {tuple(likelihood.event_shape)}"
         raise ValueError(f"likelihood(z) {shapes}: {cure.format('an example')}")
-    log_prob(likelihood, x)
+    _per_example("likelihood(z)", likelihood.log_prob(x), len(x))
 
 
 def _distribution(what: str, make: Callable[[], Any]) -> distributions.Distribution:
     try:
         made = make()
-    except ValueError as error:  # torch's own lists the values that are wrong, on a hundred lines
-        raise ValueError(f"{what}: {str(error).partition(chr(10))[0]}") from None
+    except (ValueError, RuntimeError) as error:  # torch's own lists the values that are wrong, on a hundred lines
+        raise ValueError(f"{what} fails: {checks.line(error)}") from None
     if not isinstance(made, distributions.Distribution):
         raise ValueError(f"{what} must be a distribution of torch.distributions, got {checks.short(made)}")
     return made
 
 
 def rate_of(posterior: distributions.Distribution, prior: distributions.Distribution, n: int) -> Float[Tensor, " n"]:
-    """`closed_rate` of each of n examples x."""
-    return _per_example("posterior(x)", closed_rate(posterior, prior), n)
+    """`closed_rate` of each of n examples x; `ValueError` where one is infinite."""
+    rate = _per_example("posterior(x)", closed_rate(posterior, prior), n)
+    return _known("posterior(x)", rate, ~rate.isfinite())
 
 
 def closed_rate(posterior: distributions.Distribution, prior: distributions.Distribution) -> Tensor:
@@ -188,8 +189,12 @@ def closed_rate(posterior: distributions.Distribution, prior: distributions.Dist
 
 
 def log_prob(likelihood: distributions.Distribution, x: Float[Tensor, "rows *shape"]) -> Float[Tensor, " rows"]:
-    """log p(x|z) of each row, nats, summed over its dimensions; `ValueError` where the likelihood's event is not an example."""
-    return _per_example("likelihood(z)", likelihood.log_prob(x), len(x))
+    """log p(x|z) of each row, nats, summed over its dimensions.
+
+    `ValueError` where the likelihood's event is not an example, and where a value is no number.
+    """
+    value = _per_example("likelihood(z)", likelihood.log_prob(x), len(x))
+    return _known("likelihood(z)", value, value.isnan())
 
 
 def log_likelihood(model: Any, z: Float[Tensor, "*draws batch k"], x: Float[Tensor, "batch *shape"]) -> Tensor:
@@ -208,5 +213,14 @@ def _per_example(what: str, value: Tensor, n: int) -> Tensor:
         raise ValueError(
             f"{what} must have one log-density for each row, the shape {(n,)}, got {tuple(value.shape)}: "
             "make the other dimensions its event with torch.distributions.Independent"
+        )
+    return value
+
+
+def _known(what: str, value: Tensor, wrong: Tensor) -> Tensor:
+    if wrong.any():
+        raise ValueError(
+            f"{what} gives no finite number for {int(wrong.sum())} of {len(value)} rows: either x is not on the scale of the "
+            "training data, or the model has diverged"
         )
     return value

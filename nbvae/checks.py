@@ -3,6 +3,7 @@
 They belong where a reader's values come in. Behind that, what has passed is trusted.
 """
 
+import inspect
 import math
 import sys
 from collections.abc import Collection, Iterable, Sequence, Sized
@@ -10,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -21,7 +23,7 @@ def positive(name: str, value: Any) -> float:
     4.0
     """
     value = _scalar(value)
-    if not (_is_finite(value) and value > 0):
+    if not (is_finite(value) and value > 0):
         raise ValueError(f"{name} must be a finite number > 0, got {short(value)}")
     return float(value)
 
@@ -37,7 +39,7 @@ def between(name: str, value: Any, least: float, most: float) -> float:
     0.5
     """
     value = _scalar(value)
-    if not (_is_finite(value) and least <= float(value) <= most):
+    if not (is_finite(value) and least <= float(value) <= most):
         limits = [f">= {least:g}"] * (least > -math.inf) + [f"<= {most:g}"] * (most < math.inf)
         raise ValueError(f"{name} must be a finite number {' and '.join(limits)}, got {short(value)}")
     return float(value)
@@ -60,7 +62,7 @@ def pair(name: str, value: Any) -> tuple[float, float]:
     """
     given = value.tolist() if hasattr(value, "tolist") else value
     numbers = [_scalar(number) for number in given] if isinstance(given, Sequence) else []
-    if len(numbers) != 2 or not all(map(_is_finite, numbers)) or not 0 < numbers[0] < numbers[1]:
+    if len(numbers) != 2 or not all(map(is_finite, numbers)) or not 0 < numbers[0] < numbers[1]:
         raise ValueError(f"{name} must be two numbers, 0 < low < high; got {short(value)}")
     return float(numbers[0]), float(numbers[1])
 
@@ -119,6 +121,19 @@ def array(name: str, value: Any, shape: Sequence[int | None]) -> np.ndarray:
     return given.astype(np.float64)
 
 
+def tensor(name: str, value: Any, dims: int) -> Any:
+    """Return `value` if it is a torch tensor of `dims` dimensions, with at least one number.
+
+    >>> import torch
+    >>> tensor("mean", torch.zeros(3, 2), dims=2).shape
+    torch.Size([3, 2])
+    """
+    if not isinstance(value, torch.Tensor) or value.dim() != dims or not value.numel():
+        hint = ": torch.as_tensor makes one of an array or a list" if not isinstance(value, torch.Tensor) else ""
+        raise ValueError(f"{name} must be a torch tensor of {dims} dimensions, got {short(value)}{hint}")
+    return value
+
+
 def choice(name: str, value: object, allowed: Collection[object]) -> object:
     """Return `value` if it is one of `allowed`.
 
@@ -174,6 +189,23 @@ def seed(name: str, value: object, bits: int = 63) -> int:
     return int(number)
 
 
+def not_callable_with(function: Any, *arguments: Any, **options: Any) -> str | None:
+    """Why a function cannot be called with these arguments, as far as its signature tells.
+
+    >>> not_callable_with(len), not_callable_with(len, [])
+    ("missing a required argument: 'obj'", None)
+    """
+    if not callable(function):
+        return "it is no function"
+    try:
+        inspect.signature(function).bind(*arguments, **options)
+    except TypeError as error:
+        return line(error)
+    except ValueError:  # a callable without a signature
+        pass
+    return None
+
+
 def short(value: Any) -> str:
     """What an error calls a value: its `repr` where that is short and on one line, else what kind of thing it is.
 
@@ -202,6 +234,7 @@ def _scalar(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether `value` is a finite real number that a float can hold."""
     # Not math.isfinite, which a whole number beyond the floats makes raise an error of its own.
     return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max  # pyright: ignore

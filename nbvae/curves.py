@@ -26,6 +26,7 @@ from nbvae import _files, checks, results
 from nbvae.results import Estimate
 
 _SAME_BETA = 1e-6
+_RD, _HEADER = ("rate", "distortion"), ("β", "rate (nats)", "distortion (nats)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +72,11 @@ class RDPoint(results.Quantities):
         object.__setattr__(self, "n_runs", checks.whole("n_runs", self.n_runs))
         for name in ("rate", "distortion", "mse", "rate_stderr", "distortion_stderr", "mse_stderr", "loss_stderr"):
             value, measured = getattr(self, name), name in ("rate", "distortion")
-            known = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+            known = checks.is_finite(value)
             if not known and (measured or not isinstance(value, Real) or not math.isnan(value)):
-                raise ValueError(f"{name} must be a finite number{'' if measured else ', or nan'}; got {value!r}")
+                raise ValueError(f"{name} must be a finite number{'' if measured else ', or nan'}; got {checks.short(value)}")
             if name.endswith("_stderr") and value < 0:
-                raise ValueError(f"{name} must be >= 0, or nan; got {value!r}")
+                raise ValueError(f"{name} must be >= 0, or nan; got {checks.short(value)}")
             object.__setattr__(self, name, float(value))
         for name, check in (("n_examples", checks.whole), ("seed", checks.seed)):
             if getattr(self, name) is not None:
@@ -215,6 +216,13 @@ class Regret(results.Quantities):
         each = {f"per_beta[{i}]": Estimate.over_runs(values) for i, values in enumerate(self.runs.T)}
         return {"mean": Estimate.over_runs(self.runs.mean(1)), **each}
 
+    def __str__(self) -> str:
+        each = [
+            f"  β = {beta:g}: {Estimate(y, e):+}"
+            for beta, y, e in zip(self.betas, self.per_beta, self.per_beta_stderr, strict=True)
+        ]
+        return "\n".join([f"regret of D + βR, nats: mean {Estimate(self.mean, self.mean_stderr):+}", *each])
+
     def to_frame(self, **columns: Any) -> pd.DataFrame:
         """A tidy frame of the regret at each β, in pairs for each seed, with constant `columns`."""
         if self.runs is not None:
@@ -252,12 +260,14 @@ class RDCurve:
     >>> curve = RDCurve([RDPoint(beta=2.0, rate=1.0, distortion=5.0), RDPoint(beta=0.5, rate=3.0, distortion=3.0)])
     >>> curve.betas.tolist(), curve[2.0].rate, curve.loss().tolist()
     ([0.5, 2.0], 1.0, [4.5, 7.0])
+    >>> len(str(curve).splitlines())  # a table of β, rate and distortion
+    3
     """
 
     points: Sequence[RDPoint]
 
     def __post_init__(self):
-        points = tuple(self.points) if isinstance(self.points, Iterable) else ()
+        points = tuple(self.points) if isinstance(self.points, Iterable) and not hasattr(self.points, "dtype") else ()
         if not points or not all(isinstance(point, RDPoint) for point in points):
             raise ValueError("a curve needs at least one point, each an RDPoint")
         points = tuple(sorted(points, key=lambda point: point.beta))
@@ -265,6 +275,13 @@ class RDCurve:
             if math.isclose(one.beta, two.beta, rel_tol=_SAME_BETA):
                 raise ValueError(f"a curve has one point for each beta, got two at {one.beta:g}")
         object.__setattr__(self, "points", points)
+
+    def __str__(self) -> str:
+        rows = [
+            (f"{point.beta:g}", *(str(Estimate(getattr(point, name), getattr(point, f"{name}_stderr"))) for name in _RD))
+            for point in self
+        ]
+        return "\n".join(f"{beta:>10s}  {rate:>18s}  {distortion:>18s}" for beta, rate, distortion in [_HEADER, *rows])
 
     def __len__(self) -> int:
         return len(self.points)
@@ -358,8 +375,8 @@ class RDCurve:
         """
         falling = isotonic_regression(self.rates, increasing=False).x
         low, high = falling[-1], falling[0]
-        if not isinstance(rate, Real) or isinstance(rate, bool) or not low <= rate <= high:
-            raise ValueError(f"rate must be within the curve's, {low:g} to {high:g} nats; got {checks.short(rate)}")
+        if not checks.is_finite(rate) or not low <= rate <= high:
+            raise ValueError(f"rate must be one number within the curve's, {low:g} to {high:g} nats; got {checks.short(rate)}")
         return float(np.exp(np.interp(rate, falling[::-1], np.log(self.betas)[::-1])))
 
     def regret(self, other: "RDCurve", paired: bool = False) -> Regret:
@@ -412,8 +429,8 @@ class RDCurve:
         """
         front = sorted(self.pareto(), key=lambda point: point.rate)
         low, high = front[0].rate, front[-1].rate
-        if not isinstance(rate, Real) or not low <= rate <= high:
-            raise ValueError(f"rate must be within the Pareto front's, {low:g} to {high:g} nats; got {rate!r}")
+        if not checks.is_finite(rate) or not low <= rate <= high:
+            raise ValueError(f"rate must be within the Pareto front's, {low:g} to {high:g} nats; got {checks.short(rate)}")
         return float(np.interp(rate, [point.rate for point in front], [point.distortion for point in front]))
 
     def envelope(self, k: float = 2.0) -> Envelope:

@@ -43,7 +43,7 @@ class Estimate:
     digits, or under .0001, both share a power of ten. `f"{e:+}"` has the sign, and `f"{e:.3f}"` formats both numbers so. An
     error that is not known is left out.
 
-    Raises `ValueError` for a value that is no number, a negative error, n < 1 and another `over`.
+    Raises `ValueError` for a value that is no number or not the mean of the values, a negative error, n < 1 and another `over`.
 
     >>> regret = Estimate(-0.3234, 0.0213, n=6, over="runs")
     >>> print(regret, f"| {regret:+.3f} |", 2 * regret, "|", Estimate(0.5))
@@ -73,6 +73,8 @@ class Estimate:
             checks.choice("over", self.over, _OVER)
         if self.values is not None and len(self.values) != self.n:
             raise ValueError(f"values must be the {self.n} that this is the mean of, got {len(self.values)}")
+        if self.values is not None and not _is_mean(self.value, self.values):
+            raise ValueError(f"value must be the mean of the values, {float(self.values.mean()):g}; got {self.value:g}")
 
     @classmethod
     def of(cls, values: Any, over: str = "examples") -> "Estimate":
@@ -204,7 +206,7 @@ class Estimate:
             return _alone(self.value, sign)
         if not math.isfinite(self.value) or self.stderr == math.inf:
             return f"{_alone(self.value, sign)} ± {self.stderr:.1g}"
-        if self.stderr <= 1e-10 * abs(self.value):  # none, or of the size of rounding: differences that are all the same, say
+        if self.stderr <= max(1e-14 * abs(self.value), 1e-300):  # none, or rounding: differences that are all the same, say
             return f"{_alone(self.value, sign)} ± 0"
         largest = max(abs(self.value), self.stderr)
         power = _exponent(largest) if not 1e-4 <= largest < 1e7 else 0
@@ -227,12 +229,29 @@ def _alone(value: float, sign: str) -> str:
 
 def _number(value: Any) -> float | None:
     value = value.item() if getattr(value, "ndim", None) == 0 else value
-    return None if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond the floats
+        return None
+
+
+def _is_mean(value: float, values: Any) -> bool:
+    """Whether a number is the mean of values, but for rounding."""
+    mean, size = float(values.mean()), float(abs(values).max())
+    return not (math.isfinite(mean) and math.isfinite(value)) or abs(mean - value) <= 1e-6 * size
 
 
 def _values(values: Any) -> Any:
     """Numbers (n,) in double precision: a tensor, on the CPU, of a tensor, an array of anything else."""
+    wrong = [each for each in values if isinstance(each, bool | Estimate | None)] if isinstance(values, list | tuple) else []
+    if wrong:
+        hint = ": float(e) is the value of one" if isinstance(wrong[0], Estimate) else ""
+        raise ValueError(f"values must be numbers, got {checks.short(wrong[0])}{hint}")
     try:
+        if isinstance(values, list | tuple) and any(isinstance(each, str) for each in values):
+            raise ValueError
         values = values.detach().cpu().double() if hasattr(values, "detach") else np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         values, given = np.empty(0), values

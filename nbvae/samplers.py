@@ -45,7 +45,9 @@ class Sampler:
         """n draws of z, (n, k), from `generator`, or from torch's global stream without one."""
         n = checks.whole("n", n)
         if not isinstance(generator, torch.Generator | None):
-            raise ValueError(f"generator must be a torch.Generator, or None for the global stream, got {generator!r}")
+            raise ValueError(
+                f"generator must be a torch.Generator, or None for the global stream, got {checks.short(generator)}"
+            )
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device if generator else None))
         with measuring(self), seeded(seed, self.model.prior().mean.device):
             return self._draw(n)
@@ -266,7 +268,7 @@ class SecondStage(Sampler):
     ):
         super().__init__(model)
         if not isinstance(config, training.TrainConfig | None):
-            raise ValueError(f"config must be a training.TrainConfig, or None for the default, got {config!r}")
+            raise ValueError(f"config must be a training.TrainConfig, or None for the default, got {checks.short(config)}")
         seed, place = checks.seed("seed", seed, bits=32), model.prior().mean.device
         config = config or training.TrainConfig(epochs=30, batch_size=256, lr=3e-3, schedule="one_cycle")
         # Training takes gradients, also where the caller has switched them off.

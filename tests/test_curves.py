@@ -237,7 +237,7 @@ def test_beta_at_never_rises_with_the_rate():
     assert flat.beta_at(0) == pytest.approx(2.0)  # the smallest β of a collapsed model
     assert RDCurve([RDPoint(3.0, 4.0, 1.0)]).beta_at(4.0) == pytest.approx(3.0)
     for rate in (4.1, -0.1, math.nan, math.inf, "4", None, True, [1.0]):
-        with refused("rate must be within the curve's, 0 to 4 nats; got"):
+        with refused("rate must be one number within the curve's, 0 to 4 nats; got"):
             flat.beta_at(rate)
 
 

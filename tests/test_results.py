@@ -135,6 +135,13 @@ def test_errors_of_differences_cover_in_simulation():
     assert all(0.92 < count / 1000 < 0.975 for count in covered.values())
 
 
+def test_an_error_that_is_no_rounding_is_shown_and_the_smallest_numbers_are():
+    assert f"{Estimate(1e10, 1.0)}" == "(1.00000000000 ± 0.00000000010)e+10"
+    assert f"{Estimate(3.0, 3e-10)}" == "3.0000000000 ± 0.0000000003"
+    assert f"{Estimate(1.0, 1e-16)}" == "1 ± 0"
+    assert f"{Estimate(0.0, 5e-324)}" == "0 ± 0"
+
+
 def test_bad_estimates_in_one_line():
     for call, message in (
         (lambda: Estimate("1"), "value must be a number; got '1'"),
@@ -146,6 +153,10 @@ def test_bad_estimates_in_one_line():
         (lambda: Estimate(1.0, 0.1, 2.5), "n must be a whole number >= 1, got 2.5"),
         (lambda: Estimate(1.0, 0.1, 3, "seeds"), "over must be one of examples, runs, draws, batches; got 'seeds'"),
         (lambda: Estimate(1.0, 0.1, 3, values=[1.0]), "values must be the 3 that this is the mean of, got 1"),
+        (lambda: Estimate(5.0, 0.1, values=[1.0, 2.0]), "value must be the mean of the values, 1.5; got 5"),
+        (lambda: Estimate.over_runs([1.0, None]), "values must be numbers, got None"),
+        (lambda: Estimate.over_runs(["1", "2"]), "values must be at least one number, (n,), got ['1', '2']"),
+        (lambda: Estimate.over_runs([Estimate(1.0), Estimate(2.0)]), "float(e) is the value of one"),
         (lambda: Estimate.over_runs([]), "values must be at least one number, (n,)"),
         (lambda: Estimate.over_runs(1.0), "values must be at least one number, (n,)"),
         (lambda: Estimate.over_runs([[1.0, 2.0]]), "values must be at least one number, (n,), got a ndarray of shape (1, 2)"),

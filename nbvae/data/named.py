@@ -71,7 +71,9 @@ def load(name: str | os.PathLike, binarize: str | None = "default", **options) -
         read, default = SETS[name]
         _no_other_options(name, options, tuple(inspect.signature(read).parameters))
         if name in ("patches", "gaussian") and binarize not in ("default", None):
-            raise ValueError(f"binarize must be None for {name}, which has no grey levels in [0, 1]; got {binarize!r}")
+            raise ValueError(
+                f"binarize must be None for {name}, which has no grey levels in [0, 1]; got {checks.short(binarize)}"
+            )
         parts = read(**options)
     else:
         raise ValueError(f"dataset must be one of {', '.join(SETS)}, or a path to an .npz; got {checks.short(name)}")

@@ -121,7 +121,9 @@ def rd_curve(
     for run in runs:
         if not isinstance(getattr(getattr(run, "objective", None), "beta", None), Real):
             what = getattr(run, "objective", type(run).__name__)
-            hint = "give betas=" if hasattr(_model(run), "at") else "evaluate(model, x) gives a point"
+            hint = (
+                "give betas=" if hasattr(_model(run), "at") else "give it an attribute beta; evaluate(model, x) gives a point"
+            )
             raise ValueError(f"{what} has no β to order a curve by: {hint}")
     order = sorted(runs, key=lambda run: run.objective.beta)
     for beta, group in itertools.groupby(order, key=lambda run: run.objective.beta):
@@ -177,5 +179,5 @@ def empirical_entropy(x: Float[Tensor, "..."]) -> float:
     1.0397
     """
     check_examples(x)
-    counts = torch.unique(x.flatten(1), dim=0, return_counts=True)[1].double()
+    counts = torch.unique(x.reshape(len(x), -1), dim=0, return_counts=True)[1].double()
     return -(counts / len(x) * (counts / len(x)).log()).sum().item()

@@ -71,7 +71,7 @@ def classifier(dataset: data.Dataset, hidden: Sequence[int] = (256, 32), epochs:
     (torch.Size([397, 32]), True)
     """
     if not isinstance(dataset, data.Dataset):
-        raise ValueError(f"dataset must be a data.Dataset, as data.load gives, got {dataset!r}")
+        raise ValueError(f"dataset must be a data.Dataset, as data.load gives, got {checks.short(dataset)}")
     hidden = tuple(checks.whole("hidden", width) for width in checks.listed("hidden", hidden))
     epochs, seed = checks.whole("epochs", epochs), checks.seed("seed", seed, bits=32)
     if dataset.train_labels is None or dataset.test_labels is None:

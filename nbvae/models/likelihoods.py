@@ -9,8 +9,8 @@ support. The scale σ of the Gaussian and of the discretised ones, in the units 
 | a number > 0 | that number ("fixed") | n |
 | "global" | one learned parameter | n |
 | "optimal" | √(MSE/n) of each batch in training, of the training set after it (Rybkin et al. 2021); Gaussian only | n |
-| "z" | σ(z), one number for each z, from the decoder | n + 1 |
-| "z_diag" | σ_d(z), one for each z and dimension, from the decoder | 2n |
+| "z" | σ(z), one number for each z: its log σ² is the decoder's last output | n + 1 |
+| "z_diag" | σ_d(z), one for each z and dimension: their log σ² are the decoder's last n outputs | 2n |
 
 Learned ones start at σ = 1, in training at σ² = MSE/n of the untrained model. A σ that is not given is at least `FLOOR`: data
 with dimensions that can be reproduced exactly would drive it to zero and the density to infinity. Above the floor nothing is
@@ -163,7 +163,7 @@ class Gaussian(nn.Module):
         self.n_outputs = n + {"z": 1, "z_diag": n}.get(self.mode, 0)
         if isinstance(sigma, str):
             if sigma not in self.modes:
-                raise ValueError(f"sigma must be a number > 0 or one of {', '.join(self.modes)}; got {sigma!r}")
+                raise ValueError(f"sigma must be a number > 0 or one of {', '.join(self.modes)}; got {checks.short(sigma)}")
         else:
             self.register_buffer("sigma", torch.full(ones, checks.positive("sigma", sigma)))
         if self.mode == "global":

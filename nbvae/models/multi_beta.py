@@ -181,7 +181,7 @@ class MultiBetaVAE(VAE):
         low, high = self.beta_range
         try:
             value = torch.as_tensor(beta, dtype=self.prior_mean.dtype, device=self.prior_mean.device)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ValueError(f"beta must be a number or one for each example, got {checks.short(beta)}") from None
         if value.dim() > 1 or (value.dim() and value.shape != tuple(batch[-1:])):
             raise ValueError(

@@ -94,6 +94,8 @@ def elbo_terms(model: Model, x: Float[Tensor, "..."]) -> Terms:
     >>> objectives.elbo_terms(models.VAE((4,), 3), torch.ones(8, 4)).distortion.shape
     torch.Size([8])
     """
+    if not isinstance(x, Tensor) or not hasattr(model, "prior"):
+        check_input(model, x)  # which says what is wrong
     return draw_terms(model, x).terms
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nbvae import checks
 from nbvae._tensors import double
 
 # Pairs of components per block.
@@ -27,6 +28,7 @@ def mmd(mean: Float[Tensor, "n k"], std: Float[Tensor, "n k"]) -> float:
     >>> round(posterior.mmd(zero, one), 12), round(posterior.mmd(zero + 1.0, one), 3)  # q(z) = p(z), and moved by one
     (0.0, 0.221)
     """
+    checks.tensor("mean", mean, 2), checks.tensor("std", std, 2)
     mean, variance = double(mean), double(std).square()
     n, k = mean.shape
     scale = float(k**2)

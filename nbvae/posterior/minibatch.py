@@ -38,6 +38,9 @@ def pairwise(
     >>> posterior.pairwise(torch.zeros(2, 3), torch.zeros(5, 3), torch.ones(5, 3)).shape
     torch.Size([2, 5, 3])
     """
+    if not all(isinstance(part, Tensor) for part in (z, mean, std)):
+        wrong = next(part for part in (z, mean, std) if not isinstance(part, Tensor))
+        raise ValueError(f"z, mean and std must be torch tensors, got {checks.short(wrong)}")
     leading = torch.broadcast_shapes(*(part.shape[:-2] for part in (z, mean, std)))
     rows = [part.expand(*leading, *part.shape[-2:]).mT.flatten(0, -2).contiguous() for part in (z, mean, std)]
     return _Pairs.apply(*rows).unflatten(0, (*leading, z.shape[-1])).movedim(-3, -1)
@@ -228,5 +231,5 @@ def partition(groups: Sequence[Sequence[int]], latent_dim: int | None = None) ->
     members = sorted(latent for part in parts for latent in part)
     if not parts or not all(parts) or members != list(range(latent_dim or len(members))):
         latents = "the latents" if latent_dim is None else f"the latents 0 to {latent_dim - 1}"
-        raise ValueError(f"groups must be lists with each of {latents} in exactly one of them, got {groups!r}")
+        raise ValueError(f"groups must be lists with each of {latents} in exactly one of them, got {checks.short(groups)}")
     return parts

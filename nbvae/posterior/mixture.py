@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, distributions
 
+from nbvae import checks
 from nbvae._measuring import check_input, measured
 from nbvae._tensors import double, parts
 
@@ -114,6 +115,8 @@ def leave_one_out(
 
 def _log_sum(z: Tensor, mean: Tensor, std: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
     """log Σ_i N(z_j; i) over all components but `own[j]`, and log N(z_j; own[j]), both (M,) in float64."""
+    for name, value in (("z", z), ("mean", mean), ("std", std)):
+        checks.tensor(name, value, 2)
     mean, std, z = double(mean), double(std), double(z)
     centre = mean.mean(0)
     mean, z = mean - centre, z - centre  # cancellation grows with the distance from the origin
