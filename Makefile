@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab check bench clean
+.PHONY: help setup book test lab studies check bench clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create the environment in .venv, or bring it up to date
 
@@ -22,6 +22,9 @@ test: $(READY)  ## run the tests
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab
+
+studies: $(READY)  ## run and record the experiments that are out of date, on DEVICE (auto)
+	@$(BIN)/python -m studies all --record --device $(or $(DEVICE),auto)
 
 check: $(READY_DEV)  ## lint, formatting, types, notebook hygiene
 	@$(BIN)/ruff check .

@@ -1,0 +1,61 @@
+"""The book's experiments, each defined once: what it asks, its plan, how it is run, what was found.
+
+    python -m studies                       # what there is, when it was recorded, what it cost
+    python -m studies NAME --plan quick     # run one now
+    python -m studies NAME --record         # run its full plan and write book/recorded/NAME.json
+
+A chapter reads `studies.load("NAME", dataset=dataset, budget=budget)`. Each study is a module of this package, with
+
+- `QUESTION`: what it asks, in one line; `CHAPTER`: the notebook that reads it;
+- `DATASETS`: those that the book's record covers;
+- `Plan`: its settings, a subclass of `studies.plan.Plan`; `plan(dataset, budget)`: those of a budget, "full", "quick" or
+  "smoke";
+- `run(plan, lab)`: trains, measures, and returns a `Record`.
+"""
+
+import importlib
+from typing import Any
+
+from nbvae import checks
+from studies.lab import Lab
+from studies.plan import BUDGETS, Plan
+from studies.record import Record, read
+
+NAMES = ("objectives",)
+
+__all__ = ["NAMES", "Lab", "Plan", "Record", "load", "study"]
+
+
+def study(name: str) -> Any:
+    """The module of a study; `ValueError` for a name that is none.
+
+    >>> study("objectives").CHAPTER
+    '02_four_terms'
+    """
+    checks.choice("study", name, NAMES)
+    return importlib.import_module(f"studies.{name}")
+
+
+def load(name: str, dataset: str = "digits", budget: str = "recorded", lab: Lab | None = None, **settings: Any) -> Record:
+    """What a study found: the book's record, or the same experiment run now.
+
+    - `name`: one of `NAMES`. Write it out in a notebook: the builder finds the record by it.
+    - `dataset`: a name that `data.load` knows, or the path of an .npz.
+    - `budget`: "recorded" reads the record, and where there is none for this data set and these settings runs the quick plan
+      now; "full", "quick" and "smoke" run that plan now.
+    - `lab`: where it is run; by default in this process, and nothing is kept.
+    - `settings`: fields of the plan to change, such as `seeds=(0, 1)`.
+
+    Raises `ValueError`, in one line, for an unknown study, budget, data set or setting.
+
+    >>> load("objectives", budget="smoke").frame["quantity"].unique().tolist()[:2]
+    ['distortion', 'rate']
+    """
+    module = study(name)
+    checks.choice("budget", budget, ("recorded", *BUDGETS))
+    if budget == "recorded":
+        found = read(name, dataset)
+        if found is not None and module.plan(dataset, "full").changed(**settings).hash == found.hash:
+            return found
+    plan = module.plan(dataset, "quick" if budget == "recorded" else budget).changed(**settings)
+    return module.run(plan, Lab() if lab is None else lab)

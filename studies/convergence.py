@@ -1,0 +1,105 @@
+"""Whether trainings have converged as far as what is claimed of them needs: three checks that cost little.
+
+1. *Cross table*: every model measured under every other model's objective. Each must be the best, within error, under its own.
+2. *Twice the passes*: training for twice as long moves nothing that is claimed by more than its error.
+3. *Second moments*: where encoder heads and the decoder's first layer are linear, E z² = 1 in each latent at any optimum.
+
+An error so large that nothing could be seen beside it is no agreement: each check bounds the errors too.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from nbvae.results import Estimate
+
+
+@dataclass(frozen=True)
+class Check:
+    """One test of convergence: its name, whether it passed, and what was found, in words."""
+
+    name: str
+    passed: bool
+    found: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def cross_table(losses: pd.DataFrame, largest_error: float = 0.1) -> tuple[pd.DataFrame, Check]:
+    """Compare models trained on several objectives under each of them.
+
+    - `losses`: a row for each `objective` that a model was trained on, `under` that its loss was measured by, `seed`, and
+      `value`, the mean loss in nats on the training images, measured with the same draws for all models.
+    - `largest_error`: the most that the standard error of a difference may be, in nats.
+
+    Returns a frame with a row for each pair, whose `value` is by how much that model is worse than the own one under the
+    objective, as a mean over seeds with the standard error of the differences, in pairs; and the check, which passes if no
+    model is better than the own one by more than two standard errors, and no error is larger than it may be.
+
+    >>> rows = [("a", "a", 0, 1.0), ("b", "a", 0, 2.0), ("a", "b", 0, 3.0), ("b", "b", 0, 2.0)]
+    >>> rows += [(model, under, 1, value + 0.5) for model, under, _, value in rows]
+    >>> table, check = cross_table(pd.DataFrame(rows, columns=["objective", "under", "seed", "value"]))
+    >>> check.passed, table["value"].tolist()
+    (True, [1.0, 1.0])
+    """
+    wide: Any = losses.pivot_table(index=["under", "seed"], columns="objective", values="value", sort=False)
+    if wide.isna().any(axis=None):
+        raise ValueError("every model must be measured under every objective, with each seed")
+    rows, worst, widest = [], (math.inf, ""), (0.0, "")
+    for under in wide.columns:
+        own = wide.loc[under]
+        for other in wide.columns:
+            if other == under:
+                continue
+            gap = Estimate.over_runs((own[other] - own[under]).to_numpy())
+            rows.append({"objective": other, "under": under, "value": gap.value, "stderr": gap.stderr, "n": gap.n})
+            text = f"{other} under {under}: {gap:+}"
+            worst = min(worst, (gap.value + 2 * gap.stderr, text))
+            widest = max(widest, (gap.stderr, text))
+    passed = worst[0] >= 0 and widest[0] <= largest_error
+    found = f"the least excess is {worst[1]}, the largest error {widest[0]:.3f} nats ({widest[1]})"
+    return pd.DataFrame(rows), Check("every model is the best under its own objective", bool(passed), found)
+
+
+def twice(frame: pd.DataFrame, by: list[str], tolerance: dict[str, float]) -> Check:
+    """Compare what is claimed after the plan's passes and after twice as many.
+
+    - `frame`: a row for each `quantity`, `seed`, number of `passes` (two of them) and value of the columns in `by`.
+    - `by`: the columns that tell the claims apart.
+    - `tolerance`: for each quantity the change that would not matter to what is claimed, in its unit: .1 nats, or a quarter of
+      the effect.
+
+    The check passes if every change, a mean over seeds in pairs, is smaller than that or within two of its standard errors,
+    and these errors are no larger than that either: what could not be seen is not taken for agreement.
+
+    >>> rows = [(4, 0, 1.0), (4, 1, 1.2), (8, 0, 1.01), (8, 1, 1.22)]
+    >>> frame = pd.DataFrame(rows, columns=["passes", "seed", "value"]).assign(quantity="rate", beta=1.0)
+    >>> twice(frame, ["beta"], {"rate": 0.1}).passed, twice(frame, ["beta"], {"rate": 0.001}).passed
+    (True, False)
+    """
+    few, many = sorted(frame["passes"].unique())
+    wide: Any = frame.pivot_table(index=["quantity", *by, "seed"], columns="passes", values="value", sort=False)
+    if wide.isna().any(axis=None):
+        raise ValueError("everything must be measured after both numbers of passes, with each seed")
+    worst, passed = (-math.inf, "nothing"), True
+    for key, each in wide.groupby(level=["quantity", *by], sort=False):
+        change, allowed = Estimate.over_runs((each[many] - each[few]).to_numpy()), tolerance[key[0]]
+        near = abs(change.value) <= max(allowed, 2 * change.stderr) and change.stderr <= allowed
+        passed = passed and near
+        size = max(abs(change.value) - 2 * change.stderr, change.stderr) / allowed
+        worst = max(worst, (size, f"{' '.join(map(str, key))}: {change:+}, {allowed:g} allowed"))
+    return Check(f"{many} passes move nothing that is claimed after {few}", passed, f"the largest change is of {worst[1]}")
+
+
+def second_moments(values: dict[str, float], tolerance: float) -> Check:
+    """Compare E z² of the aggregated posterior with 1.
+
+    - `values`: the largest |E z² − 1| over latents, for each model by a name.
+    - `tolerance`: the most that it may be.
+    """
+    name = max(values, key=lambda name: values[name])
+    found = f"the largest |E z² − 1| of a latent is {values[name]:.3f} ({name}), {tolerance:g} allowed"
+    return Check("the second moments of the latents are those of the prior", max(values.values()) <= tolerance, found)

@@ -1,0 +1,202 @@
+"""Published objectives as weights on the terms of the ELBO: what each does to the terms once it is trained to convergence.
+
+Every objective trains one architecture, with the exact term where the published one is an estimate from a minibatch, so that
+what is compared is the objective and not its estimator. Every model is measured under every objective, on the training images
+in batches as it was trained, with the same draws for all models, and taken apart into the terms.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nbvae import checks, data, estimators, models, objectives, results, training
+from studies import convergence, provenance
+from studies.lab import Lab
+from studies.plan import Plan as Common
+from studies.plan import load
+from studies.record import Record
+
+QUESTION = "What does each published objective do to the terms of the ELBO, once trained to convergence?"
+CHAPTER = "02_four_terms"
+DATASETS = ("digits", "mnist")
+TERMS = ("distortion", "rate", "mutual_information", "marginal_kl", "total_correlation", "dimension_kl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Common):
+    """Settings of the study.
+
+    - `rows`: the names of the objectives, among those of `every_row`; by default all. "VAE", which the others are compared
+      with, must be one of them.
+    - `passes`: over the training images; some seeds are also trained for twice as many.
+    - `again`: how many of the seeds.
+    - `latent_dim`, `hidden`, `batch`, `lr`: of the models and their training, under a one-cycle schedule.
+    - `draws`: how often the training images are gone through to measure a loss.
+    - `largest_error`: the most that the standard error of a difference of losses may be, in nats.
+    """
+
+    rows: tuple[str, ...] = ()
+    passes: int = 400
+    again: int = 3
+    latent_dim: int = 8
+    hidden: tuple[int, ...] = (128,)
+    batch: int = 100
+    lr: float = 1e-2
+    draws: int = 8
+    largest_error: float = 0.1
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = list(every_row(self.latent_dim))
+        object.__setattr__(self, "rows", self.rows or tuple(known))
+        for name in self.rows:
+            checks.choice("a row", name, known)
+        if "VAE" not in self.rows or len(self.rows) < 2:
+            raise ValueError("rows must have VAE, which the others are compared with, and at least one other")
+        if self.latent_dim < 2:
+            raise ValueError(f"latent_dim must be at least 2, for groups of latents; got {self.latent_dim}")
+        if len(self.seeds) < 2 or not 2 <= self.again <= len(self.seeds):
+            raise ValueError("errors need at least two seeds, also of those that are trained again")
+
+
+def plan(dataset: str, budget: str) -> Plan:
+    full = Plan(dataset=dataset)
+    if dataset in ("mnist", "glyphs"):
+        full = full.changed(images=10_000, passes=40, hidden=(400,), latent_dim=16, lr=4e-3, seeds=(0, 1, 2), again=2, draws=2)
+    if budget == "quick":
+        return full.changed(passes=max(1, full.passes // 20), seeds=(0, 1), again=2, draws=2)
+    if budget == "smoke":
+        few = ("VAE", "β-VAE, β = 2", "weight 6 on TC")
+        return full.changed(rows=few, images=200, passes=1, seeds=(0, 1), again=2, draws=1, hidden=(16,))
+    return full
+
+
+def every_row(latent_dim: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The objectives by the names that tables have: the name in `objectives.NAMED` and the settings of each."""
+    exact = {"estimator": "exact"}
+    halves = [list(range(latent_dim // 2)), list(range(latent_dim // 2, latent_dim))]
+    weights = {"weight 2 on I": (2.0, 1.0, 1.0), "weight 6 on TC": (1.0, 6.0, 1.0), "weight 4 on DW": (1.0, 1.0, 4.0)}
+    return {
+        "VAE": ("vae", {}),
+        "β-VAE, β = 2": ("beta_vae", {"beta": 2.0}),
+        "DIP-VAE I": ("dip_vae_i", {"off_diagonal": 10.0, "diagonal": 5.0} | exact),
+        "DIP-VAE II": ("dip_vae_ii", {"off_diagonal": 10.0, "diagonal": 5.0} | exact),
+        "InfoVAE, λ = 3": ("info_vae", {"alpha": 0.0, "lam": 3.0} | exact),
+        "capacity, C = 3": ("capacity", {"gamma": 5.0, "capacity": 3.0}),
+        "AnchorVAE, λ = .5": ("anchor_vae", {"anchors": [0], "lam": 0.5} | exact),
+        "FactorVAE, γ = 10": ("factor_vae", {"gamma": 10.0} | exact),
+        "HFVAE, β = 6, γ = 2": ("hfvae", {"groups": halves, "beta": 6.0, "gamma": 2.0} | exact),
+        **{
+            name: ("beta_tcvae", dict(zip(("alpha", "beta", "gamma"), each, strict=True)) | exact)
+            for name, each in weights.items()
+        },
+    }
+
+
+def run(plan: Plan, lab: Lab) -> Record:
+    common = {
+        name: plan.settings[name] for name in ("dataset", "images", "rows", "latent_dim", "hidden", "batch", "lr", "draws")
+    }
+    every = {"plan": (plan.passes, plan.seeds), "again": (2 * plan.passes, plan.seeds[: plan.again])}
+    frames: dict[str, Any] = {}
+    for which, (passes, seeds) in every.items():
+        cells = [{"objective": name, "passes": passes, "seeds": seeds} | common for name in plan.rows]
+        frames[which] = pd.DataFrame([row for found in lab.map(train, cells, f"{passes} passes") for row in found["rows"]])
+    frame = frames["plan"]
+    is_loss = frame["quantity"].str.startswith("loss under ")
+    losses = frame[is_loss].assign(under=frame["quantity"].str.removeprefix("loss under "))
+    table, crossed = convergence.cross_table(losses, plan.largest_error)
+    ratio: Any = pd.concat([_effects(frames[which]).assign(passes=passes) for which, (passes, _) in every.items()])
+    ratio = ratio[ratio["seed"].isin(plan.seeds[: plan.again])]
+    effects: Any = _effects(frames["plan"])
+    size: Any = effects.groupby(["objective", "quantity"])["value"].mean().abs().groupby("quantity").max()
+    doubled = convergence.twice(
+        ratio, ["objective"], {name: max(plan.largest_error, value / 4) for name, value in size.items()}
+    )
+    dataset = plan.data()
+    return Record(
+        study="objectives",
+        plan=plan.settings,
+        hash=plan.hash,
+        frame=results.frame_of(frame.to_dict("records"), study="objectives", dataset=plan.dataset),
+        checks=[crossed, doubled],
+        said=_said(table),
+        data=dataset.sha256,
+        code=provenance.code(__name__),
+        notes=lab.notes,
+    )
+
+
+def train(
+    dataset: str,
+    images: int | None,
+    rows: list[str],
+    latent_dim: int,
+    hidden: list[int],
+    batch: int,
+    lr: float,
+    draws: int,
+    objective: str,
+    passes: int,
+    seeds: list[int],
+    store: str | None,
+    device: str,
+) -> dict[str, Any]:
+    """The models of one objective, one for each seed: their losses under every objective, and their terms."""
+    ds = load(dataset, images)
+    kinds = {
+        name: objectives.NAMED[kind](**settings) for name, (kind, settings) in every_row(latent_dim).items() if name in rows
+    }
+    make = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
+    config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
+    runs: list[Any] = training.sweep(lambda: models.VAE(**make), ds, objectives=[kinds[objective]], seeds=seeds, config=config)
+    found = []
+    for each in runs:
+        place = {"objective": objective, "seed": each.config.seed, "split": "train"}
+        values = {f"loss under {name}": loss(each.model, kind, ds.train, batch, draws) for name, kind in kinds.items()}
+        terms = estimators.decompose(each.model, ds.train[: max(2000, batch)], n_samples=4)
+        values |= {name: getattr(terms, name) for name in TERMS}
+        moments = estimators.moments(each.model, ds.train)
+        values["second_moment"] = (moments.second_moment - 1).abs().max().item()
+        found += [
+            place | {"quantity": name, "value": value, "stderr": None, "n": len(ds.train)} for name, value in values.items()
+        ]
+    return {"rows": found}
+
+
+def likelihood(ds: data.Dataset) -> dict[str, Any]:
+    """The decoder's distribution for these data: Bernoulli on pixels of 0 and 1, else a narrow Gaussian."""
+    return {} if ds.is_binary else {"likelihood": "gaussian", "sigma": 0.1 * ds.train.std().item()}
+
+
+@torch.no_grad()
+def loss(model: Any, objective: Any, x: Tensor, batch: int, draws: int) -> float:
+    """The mean of an objective over batches as in training, in evaluation mode, nats; the same draws for every model."""
+    model.eval()
+    reference, total = x.to(model.prior().mean), []
+    with training.seeded(0, reference.device):
+        for _ in range(draws):
+            for index in torch.randperm(len(x), device=reference.device).split(batch):
+                value = objective(model, reference[index], step=10**9, reference=reference).total
+                total.append((value.mean(-1) if value.dim() else value) * len(index))
+    return torch.stack(total).sum().item() / (draws * len(x))
+
+
+def _effects(frame: Any) -> pd.DataFrame:
+    """What each objective changes in each term against the VAE of the same seed."""
+    terms = frame[frame["quantity"].isin(TERMS)]
+    return results.paired(terms, objective="VAE")
+
+
+def _said(table: Any) -> str:
+    closest = table.loc[table["value"].idxmin()]
+    return (
+        f"Under its own objective each model is better than every other; the closest is {closest['objective']} under "
+        f"{closest['under']}, worse by {results.Estimate(closest['value'], closest['stderr'])} nats."
+        if (table["value"] > 0).all()
+        else f"{int((table['value'] <= 0).sum())} of {len(table)} models are as good under another objective as its own model."
+    )

@@ -1,0 +1,43 @@
+"""Calls for `test_studies.py`: they must be in a module that other processes can import."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def square(n: int, log: str, store: str | None, device: str, **cell: Any) -> dict[str, Any]:
+    """n² and an array; each call that ends is a line in the file `log`."""
+    value = {"value": n * n, "many": np.arange(n) / 3}
+    with open(log, "a") as file:
+        file.write(f"{n}\n")
+    return value
+
+
+def dies_once(n: int, log: str, deadly: int, store: str | None, device: str) -> dict[str, Any]:
+    """`square`, but its process is killed at the first call with n = `deadly`."""
+    mark = Path(f"{log}.killed")
+    if n == deadly and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(n, log, store, device)
+
+
+def fails_once(n: int, log: str, store: str | None, device: str) -> dict[str, Any]:
+    """`square`, but the first call with each n fails."""
+    mark = Path(f"{log}.{n}")
+    if not mark.exists():
+        mark.touch()
+        raise OSError("the disk was away")
+    return square(n, log, store, device)
+
+
+def fails(n: int, log: str, store: str | None, device: str) -> dict[str, Any]:
+    """`square`, but never for n = 2 or 3."""
+    if n == 2:
+        raise OSError("two is broken\nfor ever")
+    if n == 3:
+        raise ValueError("three is not allowed")
+    return square(n, log, store, device)

@@ -1,0 +1,456 @@
+"""Studies: plans, where they run, what convergence is, what records hold; and the records of the book."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import labwork
+import numpy as np
+import pandas as pd
+import pytest
+
+import studies
+from nbvae import models, objectives, training
+from studies import convergence, lab, record
+from studies.__main__ import main
+from studies.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def one_line(caught) -> str:
+    text = str(caught.value)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mine(Plan):
+    passes: int = 3
+    lr: float = 1e-2
+    betas: tuple[float, ...] = (0.1, 1.0)
+    network: str = "mlp"
+    exact: bool = True
+    limit: float | None = None
+
+
+def test_a_plan_reads_texts_as_a_command_line_has_them():
+    plan = Mine().changed(passes="7", lr="1e-3", betas="0.5,2", exact="false", limit="none", images="100", seeds="3,4")
+    assert plan == Mine(passes=7, lr=1e-3, betas=(0.5, 2.0), exact=False, images=100, seeds=(3, 4))
+    assert Mine().changed(limit="2").limit == 2.0
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"passes": "many"}, "passes must be a whole number"),
+        ({"passes": 1.5}, "passes must be a whole number"),
+        ({"passes": True}, "passes must be a whole number"),
+        ({"lr": "fast"}, "lr must be a number"),
+        ({"lr": float("nan")}, "lr must be finite"),
+        ({"betas": 1.0}, "betas must be a numbers with commas"),
+        ({"betas": "1,x"}, "betas must be a number"),
+        ({"exact": "yes"}, "exact must be true or false"),
+        ({"network": 3}, "network must be a text"),
+        ({"images": 0}, "images must be"),
+        ({"seeds": ()}, "seeds must be different"),
+        ({"seeds": (1, 1)}, "seeds must be different"),
+        ({"seeds": "-1"}, "seeds must be different"),
+        ({"epochs": 3}, "the plan has no field 'epochs'; it has dataset"),
+    ],
+)
+def test_a_plan_refuses_in_one_line(values, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        Mine().changed(**values)
+    one_line(caught)
+
+
+def test_plans_that_ask_for_the_same_have_the_same_hash_and_others_have_not():
+    assert Mine(lr="0.01").hash == Mine().hash == Mine(betas=[0.1, 1]).hash
+    others = {
+        Mine().changed(**{name: value}).hash
+        for name, value in (("passes", 4), ("lr", 2e-2), ("betas", (1.0, 0.1)), ("images", 5))
+    }
+    assert len(others | {Mine().hash}) == 5
+
+
+def test_the_first_images_are_used_with_their_labels():
+    ds, whole = Plan(images=50).data(), Plan().data()
+    assert (ds.train == whole.train[:50]).all()
+    assert (ds.train_labels == whole.train_labels[:50]).all()
+    assert len(ds.test) == len(whole.test)
+    assert len(Plan(images=1201).data().train) == 1200
+
+
+def cells(tmp_path, count=4, **more):
+    return [{"n": n, "log": str(tmp_path / "log")} | more for n in range(count)]
+
+
+def calls(tmp_path) -> list[int]:
+    return sorted(map(int, (tmp_path / "log").read_text().split()))
+
+
+def same(found: list[dict], count: int) -> bool:
+    return [each["value"] for each in found] == [n * n for n in range(count)] and all(
+        (each["many"] == np.arange(n) / 3).all() and each["many"].dtype == float for n, each in enumerate(found)
+    )
+
+
+def test_what_a_lab_has_it_does_not_make_again(tmp_path):
+    assert same(lab.Lab(tmp_path / "lab").map(labwork.square, cells(tmp_path, 3), "squares"), 3)
+    again = lab.Lab(tmp_path / "lab")
+    assert same(again.map(labwork.square, cells(tmp_path, 5), "squares"), 5)
+    assert calls(tmp_path) == [0, 1, 2, 3, 4]
+    assert len(again.notes) == 5
+    assert all(note.keys() >= record.NOTE for note in again.notes)
+
+
+def test_a_damaged_result_is_made_again_and_a_setting_a_file_and_the_code_are_other_keys(tmp_path, monkeypatch):
+    def kept():
+        return len(list((tmp_path / "lab" / "results").glob("*.npz")))
+
+    def make(**more):
+        lab.Lab(tmp_path / "lab").map(labwork.square, cells(tmp_path, 2, **more), "squares")
+        return kept()
+
+    assert make() == 2
+    for file in (tmp_path / "lab" / "results").glob("*.npz"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    assert make() == 2
+    assert calls(tmp_path) == [0, 0, 1, 1]
+    mine = tmp_path / "mine.npz"
+    np.savez(mine, train=np.ones((3, 2)))
+    assert make(dataset=str(mine)) == 4
+    np.savez(mine, train=np.zeros((3, 2)))
+    assert make(dataset=str(mine)) == 6
+    assert make(dataset=str(mine)) == 6
+    monkeypatch.setattr(lab.provenance, "code", lambda module: "edited")
+    assert make() == 8
+
+
+def test_the_code_of_a_study_is_its_module_and_the_library_without_comments(tmp_path, monkeypatch):
+    file = tmp_path / "mystudy.py"
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def code(source: str) -> str:
+        file.write_text(source)
+        lab.provenance.code.cache_clear()
+        __import__("mystudy")
+        return lab.provenance.code("mystudy")
+
+    first = code('"""About."""\nx = 1\n')
+    assert first == code("# why\nx = 1\n")
+    assert first != code("x = 2\n")
+    lab.provenance.code.cache_clear()
+
+
+@pytest.mark.parametrize("function", [labwork.fails_once, labwork.dies_once])
+def test_lost_and_failed_calls_are_made_again_and_finished_ones_are_not(tmp_path, function):
+    more = {"deadly": 2} if function is labwork.dies_once else {}
+    pool = lab.processes(2) if more else None
+    assert same(lab.Lab(tmp_path / "lab", pool).map(function, cells(tmp_path, 4, **more), "squares"), 4)
+    # Of a pool that breaks, calls that ran beside the killed one are lost too.
+    assert set(calls(tmp_path)) == {0, 1, 2, 3}
+    if not more:
+        assert calls(tmp_path) == [0, 1, 2, 3]
+
+
+def test_a_call_that_always_fails_is_named_in_one_line_and_loses_nothing(tmp_path):
+    said = r'labwork: squares failed 3 times for \{"n": 2,.*OSError: two is broken; the 2 others are kept in'
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=said) as caught:
+            lab.Lab(tmp_path / "lab").map(labwork.fails, cells(tmp_path, 3), "squares")
+        one_line(caught)
+        assert calls(tmp_path) == [0, 1]
+    with pytest.raises(ValueError, match="three is not allowed; the 2 others are kept in") as caught:
+        lab.Lab(tmp_path / "lab").map(labwork.fails, cells(tmp_path, 4)[::-1], "squares")
+    one_line(caught)
+
+
+def test_a_grid_on_a_cluster_survives_the_loss_of_a_worker(tmp_path):
+    """Twelve calls, two workers, one killed: twelve results, equal to the serial ones; what had finished is not made again."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        here = lab.Lab(tmp_path / "lab", lab.dask(cluster.scheduler_address))
+        assert same(here.map(labwork.dies_once, cells(tmp_path, 12, deadly=7), "squares"), 12)
+    assert (tmp_path / "log.killed").exists()
+    before = calls(tmp_path)
+    assert set(before) == set(range(12))
+    assert same(lab.Lab(tmp_path / "lab").map(labwork.dies_once, cells(tmp_path, 12, deadly=7), "squares"), 12)
+    assert calls(tmp_path) == before
+
+
+def test_a_lab_refuses_in_one_line(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for make in (
+        lambda: lab.Lab(file),
+        lambda: lab.Lab(device="gpu"),
+        lambda: lab.processes(0),
+        lambda: lab.dask("tcp://127.0.0.1:9"),
+    ):
+        with pytest.raises(ValueError, match=r"."):
+            make()
+
+
+def losses(noise: float = 0.0, excess: float = 1.0, seeds: int = 4) -> pd.DataFrame:
+    """Three models: each worse by `excess` under another objective, which two seeds shift by as much as `noise`."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "objective": model,
+            "under": under,
+            "seed": seed,
+            "value": 10.0 + 3 * seed + excess * (model != under) + noise * rng.standard_normal(),
+        }
+        for seed in range(seeds)
+        for model in "abc"
+        for under in "abc"
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_cross_table_passes_where_each_model_is_best_and_fails_where_one_is_not_or_errors_hide_it():
+    table, check = convergence.cross_table(losses())
+    assert check.passed
+    assert len(table) == 6
+    np.testing.assert_allclose(table["value"], 1.0)
+    assert not convergence.cross_table(losses(excess=-0.5))[1].passed
+    assert not convergence.cross_table(losses(noise=1.0, excess=5.0))[1].passed  # errors of more than .1
+    assert convergence.cross_table(losses(noise=1.0, excess=5.0), largest_error=2.0)[1].passed
+    # Within error of as good is good enough: no order is claimed.
+    assert convergence.cross_table(losses(noise=0.05, excess=0.0))[1].passed
+    with pytest.raises(ValueError, match="with each seed"):
+        convergence.cross_table(losses().iloc[1:])
+
+
+def passes(change: float, noise: float, seeds: int = 5) -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    return pd.DataFrame(
+        {
+            "objective": "a",
+            "quantity": "rate",
+            "seed": seed,
+            "passes": count,
+            "value": seed + (count == 8) * (change + noise * rng.standard_normal()),
+        }
+        for seed in range(seeds)
+        for count in (4, 8)
+    )
+
+
+def test_twice_the_passes_may_move_nothing_by_more_than_is_allowed_and_errors_must_be_small_enough_to_see_it():
+    def check(change, noise, allowed=0.1):
+        return convergence.twice(passes(change, noise), ["objective"], {"rate": allowed}).passed
+
+    assert check(0.05, 0.0)
+    assert not check(0.2, 0.0)
+    assert not check(0.2, 0.05)
+    assert check(0.0, 0.05)
+    assert not check(0.0, 2.0)  # nothing could be seen
+    assert not check(0.5, 2.0)
+
+
+def test_second_moments_are_compared_with_one():
+    assert convergence.second_moments({"a": 0.01, "b": 0.04}, 0.05).passed
+    failed = convergence.second_moments({"a": 0.01, "b": 0.06}, 0.05)
+    assert not failed.passed
+    assert "b" in failed.found
+
+
+def a_record(**more) -> record.Record:
+    frame = pd.DataFrame(
+        {
+            "objective": ["vae", "vae"],
+            "seed": [0, 1],
+            "quantity": "rate",
+            "value": [0.1 + 0.2, np.nan],
+            "stderr": np.nan,
+            "n": [5, 5],
+        }
+    )
+    note = dict.fromkeys(record.NOTE, None) | {"date": "2026-11-25T10:00:00+00:00", "seconds": 2.5}
+    given = {
+        "study": "mine",
+        "plan": Mine().settings,
+        "hash": Mine().hash,
+        "frame": frame,
+        "checks": [convergence.Check("all is well", True, "nothing moved")],
+        "said": "It is so.",
+        "data": "d" * 64,
+        "code": "c",
+        "notes": [note, note],
+        "arrays": {"codes": np.arange(6.0).reshape(2, 3)},
+    }
+    return record.Record(**given | more)
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    model = models.VAE((1, 8, 8), 2, hidden=(4,))
+    run = training.Run(model, objectives.VAE(), training.TrainConfig(epochs=1), {"loss": [1.0]}, 0.1)
+    record.write(a_record(runs={"vae": run}), tmp_path)
+    record.write(a_record(plan=Mine(dataset="mnist").settings), tmp_path)
+    found = record.read("mine", "digits", tmp_path)
+    assert found is not None
+    pd.testing.assert_frame_equal(found.frame, a_record().frame)
+    assert (found.arrays["codes"] == a_record().arrays["codes"]).all()
+    assert all((a == b).all() for a, b in zip(found.model("vae").parameters(), model.parameters(), strict=True))
+    assert (found.passed, found.seconds, found.date, found.live) == (True, 5.0, "2026-11-25", False)
+    assert found.note == "Recorded on 2026-11-25: digits, 3 seeds."
+    assert record.recorded("mine", tmp_path) == ["digits", "mnist"]
+    assert record.read("mine", "glyphs", tmp_path) is None
+    assert record.read("other", "digits", tmp_path) is None
+    with pytest.raises(ValueError, match="model must be"):
+        found.model("nosuch")
+
+
+def test_a_damaged_record_is_refused_in_one_line(tmp_path):
+    record.write(a_record(), tmp_path)
+    path, arrays = tmp_path / "mine.json", tmp_path / "mine_digits.npz"
+    whole = path.read_text()
+    for text in (
+        whole.replace("0.30000000000000004", "0.30000000000000005e1"),
+        whole.replace('"passed": true', '"passed": false'),
+        whole[:-40],
+        "[]",
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"mine\.json") as caught:
+            record.read("mine", "digits", tmp_path)
+        one_line(caught)
+    path.write_text(whole)
+    content = arrays.read_bytes()
+    arrays.write_bytes(content[:-3])
+    with pytest.raises(ValueError, match=r"mine_digits\.npz is missing or damaged") as caught:
+        record.read("mine", "digits", tmp_path)
+    one_line(caught)
+
+
+def test_a_model_that_is_too_large_is_not_recorded(tmp_path):
+    run = training.Run(models.VAE((1, 28, 28), 2), objectives.VAE(), training.TrainConfig(epochs=1), {"loss": [1.0]}, 0.1)
+    with pytest.raises(ValueError, match="at most 1 are recorded"):
+        record.write(a_record(runs={"large": run}), tmp_path)
+
+
+# The studies themselves.
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Each study's plan of seconds, once."""
+    here = lab.Lab(tmp_path_factory.mktemp("lab"))
+    return {name: studies.load(name, budget="smoke", lab=here) for name in studies.NAMES}
+
+
+@pytest.mark.parametrize("name", studies.NAMES)
+def test_a_study_runs_and_its_record_can_be_written(smoke, name, tmp_path):
+    found, module = smoke[name], studies.study(name)
+    assert found.study == name
+    assert found.checks
+    assert found.said
+    assert found.live
+    assert {"quantity", "value", "stderr", "n", "seed", "dataset", "study"} <= set(found.frame)
+    assert set(found.frame["seed"]) == set(found.plan["seeds"])
+    record.write(found, tmp_path)
+    pd.testing.assert_frame_equal(record.read(name, found.plan["dataset"], tmp_path).frame, found.frame, check_dtype=False)
+    assert (ROOT / "notebooks" / f"{module.CHAPTER}.ipynb").is_file()
+    for dataset in module.DATASETS:
+        plans = [module.plan(dataset, budget) for budget in studies.BUDGETS]
+        assert len({plan.hash for plan in plans}) == len(plans)
+        assert all(plan.dataset == dataset for plan in plans)
+
+
+RECORDED = [(name, dataset) for name in studies.NAMES for dataset in record.recorded(name)]
+
+
+@pytest.mark.parametrize(("name", "dataset"), RECORDED)
+def test_a_committed_record_is_of_todays_full_plan_and_converged(name, dataset):
+    found, module = record.read(name, dataset), studies.study(name)
+    again = f"python -m studies {name} --record"
+    assert found is not None
+    assert found.hash == module.plan(dataset, "full").hash, f"the plan has changed: {again}"
+    assert found.passed, f"{[check for check in found.checks if not check.passed]}: train longer, then {again}"
+    assert dataset in module.DATASETS
+    assert found.notes
+    for note in found.notes:
+        assert note.keys() >= record.NOTE
+        assert note["commit"]
+        assert note["modified"] is False, f"recorded from code that is in no commit: {again}"
+        assert note["seconds"] >= 0
+    assert re.fullmatch("[0-9a-f]{64}", found.data)
+    for key in found.runs:
+        assert found.model(key) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nosuch"], "study must be one of"),
+        (["objectives", "--set", "epochs=3"], "the plan has no field 'epochs'"),
+        (["objectives", "--set", "passes=many"], "passes must be a whole number"),
+        (["objectives", "--set", "passes"], "--set takes FIELD=VALUE"),
+        (["objectives", "--set", "dataset=nosuch"], "dataset must be one of"),
+        (["objectives", "--set", "dataset=nosuch.npz"], "no file nosuch.npz"),
+        (["objectives", "--record", "--set", "passes=3"], "its full plan"),
+        (["objectives", "--record", "--set", "dataset=patches"], "its full plan"),
+        (["objectives", "--plan", "smoke", "--device", "gpu"], "device must be one of"),
+        (["objectives", "--plan", "smoke", "--workers", "-1"], "workers must be"),
+        (["objectives", "--plan", "smoke", "--store", "/dev/null/x"], "cannot be written"),
+    ],
+)
+def test_the_command_refuses_in_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments if "--workers" in arguments else [*arguments, "--workers", "0"])
+    assert caught.value.code == 1
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+    assert printed.startswith("studies: ")
+
+
+def test_the_command_lists_the_studies(capsys):
+    main([])
+    printed = capsys.readouterr().out
+    for name in studies.NAMES:
+        assert studies.study(name).QUESTION in printed
+
+
+def test_the_command_runs_a_study_on_a_readers_file_and_goes_on_where_it_was(tmp_path):
+    mine = tmp_path / "mine.npz"
+    pixels = (np.random.default_rng(0).random((300, 12)) < 0.3).astype("float32")
+    np.savez(mine, train=pixels[:250], test=pixels[250:])
+    command = [sys.executable, "-m", "studies", "objectives", "--plan", "smoke", "--workers", "0", "--set", f"dataset={mine}"]
+    run = subprocess.run([*command, "--store", str(tmp_path / "lab")], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert "objectives on" in run.stdout
+    assert (
+        len(list((tmp_path / "lab" / "results").iterdir()))
+        == len({each.name for each in (tmp_path / "lab" / "results").iterdir()})
+        > 5
+    )
+
+
+def test_a_chapter_gets_the_record_or_the_experiment_run_now(tmp_path, monkeypatch, smoke):
+    plan = studies.study("objectives").plan("digits", "full")
+    kept = dataclasses.replace(smoke["objectives"], plan=plan.settings, hash=plan.hash)
+    record.write(kept, tmp_path)
+    monkeypatch.setattr(studies, "read", lambda name, dataset: record.read(name, dataset, tmp_path))
+    assert not studies.load("objectives").live
+    assert not studies.load("objectives", seeds=plan.seeds).live
+    now = studies.load("objectives", budget="smoke")
+    assert now.live
+    assert now.note.startswith("Computed now, in short trainings: digits, 2 seeds")
+    with pytest.raises(ValueError, match="study must be one of"):
+        studies.load("nosuch")
+    with pytest.raises(ValueError, match="budget must be one of"):
+        studies.load("objectives", budget="half")
+    with pytest.raises(ValueError, match="no field"):
+        studies.load("objectives", budget="smoke", epochs=3)
+    json.dumps(now.plan)
