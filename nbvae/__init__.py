@@ -21,7 +21,8 @@ The rooms and what each offers, from the ones that know least to the ones that k
   DIPVAEI, DIPVAEII, HFVAE, NAMED, TABLE, VAE, AnchorVAE, BetaTCVAE, BetaVAE, Capacity, FactorVAE, InfoVAE,
   InformationDropout, LogMSE, Loss, Model, MultiBeta, Objective, Terms, elbo_terms
 - `training`: `fit` for one model, `sweep` for many, runs on disk.
-  DEVICES, OPTIMIZERS, SCHEDULES, Diverged, Run, TrainConfig, calibration, device, fit, load, seeded, sweep, watched
+  DEVICES, OPTIMIZERS, SCHEDULES, Diverged, Interrupted, Run, Store, TrainConfig, calibration, device, fit, load, seeded,
+  sweep, watched
 - `estimators`: rate, distortion, the four terms, log p(x), each with its standard error.
   ActiveUnits, CrossTerms, Decomposition, Estimate, MinibatchTerms, Moments, active_units, ais, decompose,
   empirical_entropy, evaluate, gap, iwae, minibatch_terms, moments, rd_curve

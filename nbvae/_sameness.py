@@ -14,13 +14,24 @@ import torch
 from torch import Tensor, nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, np.generic)
-_OF_EVERY_MODULE = set(vars(nn.Module()))
+OF_EVERY_MODULE = set(vars(nn.Module()))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def settings(thing: Any) -> dict[str, Any]:
-    """The attributes of an object, and the fields of a dataclass, which may stand in slots."""
+    """The attributes of an object, those in slots too, and the fields of a dataclass."""
     of_fields = {field.name: getattr(thing, field.name) for field in fields(thing)} if is_dataclass(thing) else {}
-    return of_fields | dict(getattr(thing, "__dict__", {}))
+    slots = [vars(kind).get("__slots__", ()) for kind in type(thing).__mro__]
+    names = [name for each in slots for name in ([each] if isinstance(each, str) else each)]
+    in_slots = {name: getattr(thing, name) for name in names if name[:2] != "__" and hasattr(thing, name)}
+    return of_fields | in_slots | dict(getattr(thing, "__dict__", {}))
+
+
+def is_made_of_settings(thing: Any) -> bool:
+    """Whether `settings` holds all that an object is: no tuple, dictionary or partial, which hold more, has become one."""
+    kind = type(thing)
+    own = kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__  # pickled by its attributes
+    return own and all(base is object or base.__module__ != "builtins" for base in kind.__mro__)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -49,8 +60,13 @@ def same(one: Any, other: Any) -> bool:
         return one.__func__ is other.__func__ and same(one.__self__, other.__self__)
     if inspect.isroutine(one) or isinstance(one, type):
         return False
-    seen = hasattr(one, "__dict__") or is_dataclass(one)  # of what holds neither, nothing is known
-    return seen and same(settings(one), settings(other))
+    return is_made_of_settings(one) and same(settings(one), settings(other))  # of anything else nothing is known
+
+
+def is_altered(part: nn.Module) -> bool:
+    """Whether a module computes something else than its class says: it has a hook, or a method that it alone has."""
+    own = any(callable(value) and not isinstance(value, nn.Module) for value in vars(part).values())
+    return own or any(getattr(part, hooks) for hooks in _HOOKS)
 
 
 @contextlib.contextmanager
@@ -63,15 +79,15 @@ def sandbox(modules: Sequence[nn.Module]) -> Iterator[Callable[[], bool]]:
     before = [dict(vars(part)) for part in parts]
     for part, attributes in zip(parts, before, strict=True):
         for name, value in attributes.items():
-            if name not in _OF_EVERY_MODULE and not isinstance(value, (Tensor, nn.Module, *_PLAIN)):
+            if name not in OF_EVERY_MODULE and not isinstance(value, (Tensor, nn.Module, *_PLAIN)):
                 vars(part)[name] = copied(value)
 
     def changed() -> bool:
         return any(
-            not isinstance(value, Tensor) and not same(value, attributes.get(name, _OF_EVERY_MODULE))
+            not isinstance(value, Tensor) and not same(value, attributes.get(name, OF_EVERY_MODULE))
             for part, attributes in zip(parts, before, strict=True)
             for name, value in vars(part).items()
-            if name not in _OF_EVERY_MODULE
+            if name not in OF_EVERY_MODULE
         )
 
     try:

@@ -1,7 +1,10 @@
 """`sweep` equals the fits: for our networks and objectives, and for whatever kinds of them a user brings."""
 
+import functools
+import itertools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -216,7 +219,7 @@ ROWS = {name: lambda beta, row=row, numbers=PER_RUN[name]: row(**numbers(beta)) 
 
 
 def compared(make, kinds, dataset, seeds=(0, 1), config=CONFIG):
-    """The largest difference between the runs of a sweep and the fits, over weights, buffers and history."""
+    """The largest difference, summed over a tensor, between the runs of a sweep and the fits, over weights and buffers."""
     runs = training.sweep(make, dataset, objectives=kinds, seeds=seeds, config=config)
     assert len(runs) == len(kinds) * len(seeds)
     apart = 0.0
@@ -225,7 +228,7 @@ def compared(make, kinds, dataset, seeds=(0, 1), config=CONFIG):
         fit = training.fit(make(), dataset, run.objective, run.config)
         state, other = run.model.state_dict(), fit.model.state_dict()
         assert state.keys() == other.keys()
-        apart = max([apart, *((state[name].double() - other[name].double()).abs().max().item() for name in state)])
+        apart = max([apart, *((state[name].double() - other[name].double()).abs().sum().item() for name in state)])
         assert run.history.keys() == fit.history.keys()
         for name, values in run.history.items():
             assert values == pytest.approx(fit.history[name], rel=1e-7 if dataset.train.dtype == torch.float64 else 1e-5), name
@@ -488,6 +491,133 @@ class Derived:
 @pytest.mark.parametrize("listed", [False, True])
 def test_what_an_objective_derives_from_its_numbers_is_its_own(listed, small):
     assert compared(vae, [Derived(0.3, listed), Derived(2.0, listed)], small) < 1e-10
+
+
+def late_beta(beta, model, x, step):
+    """β counts from the second epoch on, when the comparison is long over."""
+    terms = objectives.elbo_terms(model, x)
+    return objectives.Loss(terms.distortion + (1.0 if step < 3 else beta) * terms.rate, terms)
+
+
+def late_function(model, x, step=0, reference=None, beta=1.0):
+    return late_beta(beta, model, x, step)
+
+
+class InSlots:
+    __slots__ = ("beta",)
+
+    def __init__(self, beta):
+        self.beta = beta
+
+    def __call__(self, model, x, step=0, reference=None):
+        return late_beta(self.beta, model, x, step)
+
+
+class AsTuple(NamedTuple):
+    beta: float
+
+    def __call__(self, model, x, step=0, reference=None):
+        return late_beta(self.beta, model, x, step)
+
+
+class AsDict(dict):
+    def __call__(self, model, x, step=0, reference=None):
+        return late_beta(self["beta"], model, x, step)
+
+    def __hash__(self):
+        return id(self)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [lambda beta: functools.partial(late_function, beta=beta), InSlots, AsTuple, lambda beta: AsDict(beta=beta)],
+    ids=["partial", "slots", "tuple", "dict"],
+)
+def test_objectives_that_hold_their_numbers_elsewhere_than_in_attributes_keep_their_own(kind, small):
+    assert compared(vae, [kind(0.3), kind(2.0)], small) < 1e-10
+
+
+class Multiplier:
+    """An objective that keeps state in a dictionary, number or tensor, from a late step on."""
+
+    def __init__(self, beta, start):
+        self.beta, self.kept = beta, {"weight": start}
+
+    def __call__(self, model, x, step=0, reference=None):
+        terms = objectives.elbo_terms(model, x)
+        if step >= 4:
+            self.kept["weight"] = self.kept["weight"] * 1.1
+        return objectives.Loss(terms.distortion + self.beta * self.kept["weight"] * terms.rate, terms)
+
+
+@pytest.mark.parametrize("start", [1.0, torch.ones((), dtype=torch.float64)], ids=["number", "tensor"])
+def test_state_inside_an_attribute_that_comes_late_is_found_and_each_objective_keeps_its_own(start, small, caplog):
+    pair = [Multiplier(0.3, start), Multiplier(2.0, start)]
+    with caplog.at_level(logging.WARNING, "nbvae.training"):
+        runs = training.sweep(vae, small, objectives=pair, config=CONFIG)
+    assert "keeps state" in caplog.text
+    for run in runs:
+        torch.manual_seed(0)
+        fit = training.fit(vae(), small, Multiplier(run.objective.beta, start), run.config)
+        assert run.history == fit.history
+        assert run.objective.kept["weight"] == fit.objective.kept["weight"]
+    training.fit(vae(), small, pair[0], CONFIG)  # nothing of the stack is left in it
+
+
+class Tempered(models.VAE):
+    """One weight that is a single number, and one that is empty."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.temperature, self.nothing = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(0))
+
+    def likelihood(self, z):
+        return super().likelihood(z * self.temperature)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_single_number_as_a_weight_stacks(clip, small, caplog):
+    with caplog.at_level(logging.WARNING, "nbvae.training"):
+        config = replace(CONFIG, clip=clip)
+        assert (
+            compared(lambda: Tempered((1, 4, 4), 3, hidden=(6,)).double(), [Mean(0.3), Mean(2.0)], small, config=config) < 1e-10
+        )
+    assert not caplog.records, caplog.text
+
+
+class Private(models.VAE):
+    """A private attribute that counts in evaluation mode alone, where the comparison before training is blind."""
+
+    def __init__(self, scale):
+        super().__init__((1, 4, 4), 3, hidden=(6,))
+        self._scale = scale
+
+    def likelihood(self, z):
+        return super().likelihood(z if self.training else self._scale * z)
+
+
+def test_models_that_differ_in_a_private_setting_are_no_copies_of_each_other(small):
+    scales = itertools.cycle([1.0, 3.0])
+    config = replace(CONFIG, validate_every=1)
+    runs = training.sweep(lambda: Private(next(scales)).double(), small, [0.3, 2.0], config=config)
+    for run, scale in zip(runs, (1.0, 3.0), strict=True):
+        torch.manual_seed(0)
+        fit = training.fit(Private(scale).double(), small, run.objective, config)
+        for name, values in run.history.items():
+            assert values == pytest.approx(fit.history[name]), name
+
+
+def test_only_the_second_step_tells_of_some_differences(small, caplog):
+    """A function's own count of its calls is used from the second step on: what is compared must be two steps."""
+    calls = itertools.count()
+
+    def counted(model, x, step=0, reference=None):
+        terms, number = objectives.elbo_terms(model, x), next(calls)
+        return objectives.Loss(terms.distortion + terms.rate + (0.1 * number if step else 0.0), terms)
+
+    with caplog.at_level(logging.WARNING, "nbvae.training"):
+        training.sweep(vae, small, objectives=[counted], seeds=(0, 1), config=CONFIG)
+    assert "another loss in a stack than alone" in caplog.text
 
 
 def test_functions_with_attributes_stay_as_they_are(small):

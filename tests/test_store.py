@@ -8,6 +8,7 @@ import math
 import os
 import random
 import struct
+import types
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -779,7 +780,7 @@ def test_an_objective_of_ones_own_is_named_and_asked_for(tmp_path, objective, sa
     assert training.load(tmp_path, objective=same_kind).objective is same_kind
     for other in others:
         refused(tmp_path, "objective must be the one that", objective=other)
-    for none in (3, "vae", Annealed, Weighted):
+    for none in (3, "vae", Weighted):
         with pytest.raises(ValueError, match="objective must be what the run was trained on"):
             training.load(tmp_path, objective=none)
 
@@ -859,3 +860,64 @@ def test_another_likelihood_around_networks_of_ones_own_is_refused(tmp_path, sav
     run_of(build(**saved)).save(tmp_path)
     refused(tmp_path, "its observation is", make=lambda: build(**made))
     assert training.load(tmp_path, make=lambda: build(**saved))
+
+
+def with_hook(model):
+    model.decoder[0].register_forward_hook(lambda layer, given, output: 0.1 * output)
+    return model
+
+
+def with_method(model):
+    model.likelihood = types.MethodType(lambda self, z: models.VAE.likelihood(self, 3 * z), model)
+    return model
+
+
+@pytest.mark.parametrize("alter", [with_hook, with_method])
+def test_a_model_with_a_hook_or_a_method_of_its_own_is_asked_for(tmp_path, alter):
+    run = run_of(alter(small()))
+    run.save(tmp_path)
+    with pytest.raises(ValueError, match="call load with make="):
+        training.load(tmp_path)
+    z = torch.ones(3, 2)
+    again = training.load(tmp_path, make=lambda: alter(small(1))).model
+    assert torch.equal(again.likelihood(z).mean, run.model.likelihood(z).mean)
+
+
+def test_a_users_files_stay(tmp_path):
+    own = tmp_path / "notes.pending"
+    own.write_text("mine")
+    run_of().save(tmp_path)
+    assert own.read_text() == "mine"
+
+
+def test_fields_are_compared_as_numbers_and_arrays_too(tmp_path):
+    for index, (saved, equal, other) in enumerate(
+        (
+            (Annealed(1), Annealed(1.0), Annealed(2)),
+            (Annealed(np.float32(2.0)), Annealed(2.0), Annealed(np.float32(5.0))),
+            (Annealed(torch.tensor([1.0, 2.0])), Annealed([1.0, 2.0]), Annealed(torch.tensor([1.0, 3.0]))),
+            (Annealed(math.nan), Annealed(math.nan), Annealed(1.0)),
+            (Annealed(1), Annealed(1), Annealed(True)),
+        )
+    ):
+        folder = tmp_path / str(index)
+        run_of(objective=saved).save(folder)
+        assert training.load(folder, objective=equal).objective is equal
+        with pytest.raises(ValueError, match="objective must be the one that"):
+            training.load(folder, objective=other)
+
+
+def test_the_class_of_an_objective_is_made_with_its_fields(tmp_path):
+    run_of(objective=Annealed(0.25)).save(tmp_path)
+    assert training.load(tmp_path, objective=Annealed).objective == Annealed(0.25)
+    with pytest.raises(ValueError, match="cannot be made with what") as caught:
+        training.load(tmp_path, objective=Unlike)
+    assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Unlike:
+    gamma: float
+
+    def __call__(self, model, x, step=0, reference=None):
+        raise AssertionError("not called")

@@ -1,7 +1,9 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import distributions, nn
 
 from nbvae import data, models, objectives, training
 
@@ -619,7 +621,7 @@ class Plain(torch.nn.Module):
         ("posterior", lambda it: it.base_dist, r"posterior\(x\) .*Independent"),
         ("posterior", lambda it: (it.mean, it.stddev), "got a tuple"),
         ("posterior", lambda it: D.Independent(D.Bernoulli(logits=it.mean), 1), "rsample"),
-        ("posterior", lambda it: D.Independent(D.Normal(it.mean, -it.stddev), 1), r"posterior\(x\): Expected parameter scale"),
+        ("posterior", lambda it: D.Independent(D.Normal(it.mean, -it.stddev), 1), r"posterior\(x\) of x \(2, 1, 8, 8\) fails: Expected parameter scale"),
         ("posterior", lambda it: D.Independent(D.StudentT(3.0, it.mean, it.stddev), 1), "closed form"),
         ("likelihood", lambda it: it.base_dist, r"event \(1, 8, 8\), got \(\)"),
         ("likelihood", lambda it: D.Independent(it.base_dist, 1), r"event \(1, 8, 8\), got \(8,\)"),
@@ -709,3 +711,89 @@ def test_validation_is_at_least_once():
     with pytest.raises(ValueError, match="validate_every must be at most epochs, 10, got 20") as error:
         training.TrainConfig(epochs=10, validate_every=20)
     one_line(error)
+
+
+@pytest.mark.parametrize("answer", [np.bool_(True), torch.tensor(True), True])
+def test_any_true_ends_training(digits, answer):
+    config = training.TrainConfig(epochs=5)
+    run = training.fit(models.VAE(digits.shape, 2, hidden=(4,)), digits, "vae", config, on_epoch=lambda epoch, history: answer)
+    assert len(run.history["loss"]) == 1
+
+
+@pytest.mark.parametrize("answer", [None, False, np.bool_(False), torch.tensor(False)])
+def test_nothing_else_does(digits, answer):
+    config = training.TrainConfig(epochs=2)
+    run = training.fit(models.VAE(digits.shape, 2, hidden=(4,)), digits, "vae", config, on_epoch=lambda epoch, history: answer)
+    assert len(run.history["loss"]) == 2
+
+
+def test_what_is_no_answer_of_on_epoch_is_refused_and_a_wrong_arity_before_training(digits):
+    model = models.VAE(digits.shape, 2, hidden=(4,))
+    with pytest.raises(ValueError, match="on_epoch returns True for training to end"):
+        training.fit(model, digits, "vae", training.TrainConfig(epochs=2), on_epoch=lambda epoch, history: "stop")
+    with pytest.raises(ValueError, match=r"on_epoch is a function of \(epoch, history\)"):
+        training.fit(model, digits, "vae", training.TrainConfig(epochs=2), on_epoch=lambda history: None)
+
+
+class WarmUp:
+    def __init__(self, beta, steps):
+        self.beta, self.steps = beta, steps
+
+    def __call__(self, model, x, step=0, reference=None):
+        terms = objectives.elbo_terms(model, x)
+        return objectives.Loss(terms.distortion + self.beta * min(1.0, step / self.steps) * terms.rate, terms)
+
+
+def test_validation_has_the_loss_of_the_last_step(digits):
+    """So that a warm-up does not make every validation another loss, and `patience` compares what can be compared."""
+    config = training.TrainConfig(epochs=4, batch_size=400, validate_every=1)
+    run = training.fit(models.VAE(digits.shape, 2, hidden=(4,)), digits, WarmUp(2.0, 4 * 3 - 1), config)
+    history = {name: np.array(run.history[f"validation_{name}"]) for name in ("loss", "distortion", "rate")}
+    np.testing.assert_allclose(history["loss"], history["distortion"] + 2.0 * history["rate"], rtol=1e-5)
+
+
+class TorchsOwn(nn.Module):
+    """Distributions with torch's default, by which they refuse parameters that are not finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.inward, self.outward = nn.Linear(64, 4), nn.Linear(2, 64)
+
+    def posterior(self, x):
+        mean, log_variance = self.inward(x.flatten(1)).chunk(2, -1)
+        return distributions.Independent(distributions.Normal(mean, (log_variance / 2).exp()), 1)
+
+    def likelihood(self, z):
+        return distributions.Independent(distributions.Bernoulli(logits=self.outward(z).view(-1, 1, 8, 8)), 3)
+
+    def prior(self):
+        return distributions.Independent(distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
+
+
+def test_a_model_whose_distributions_check_their_parameters_diverges_like_any_other(digits):
+    wild = training.TrainConfig(epochs=2, lr=1e12)
+    with pytest.raises(training.Diverged, match="the loss is not finite at step 1") as caught:
+        training.fit(TorchsOwn(), digits, "vae", wild)
+    assert "\n" not in str(caught.value)
+    [run] = caught.value.runs
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+
+
+def test_in_a_sweep_it_takes_no_other_run_with_it(digits):
+    config = training.TrainConfig(epochs=2)
+    with pytest.raises(training.Diverged) as caught:
+        training.sweep(TorchsOwn, digits, objectives=[objectives.BetaVAE(1.0), Explodes()], config=config)
+    good, bad = caught.value.runs
+    assert len(good.history["loss"]) == 2
+    assert not bad.history["loss"]
+    with training.seeded(0):
+        model = TorchsOwn()
+    assert training.fit(model, digits, objectives.BetaVAE(1.0), config).history == good.history
+
+
+class Explodes:
+    """An objective whose gradient is infinite at the third step."""
+
+    def __call__(self, model, x, step=0, reference=None):
+        terms = objectives.elbo_terms(model, x)
+        return objectives.Loss(terms.distortion + terms.rate * (1e38 if step == 2 else 1.0) ** 2, terms)

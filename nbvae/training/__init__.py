@@ -4,6 +4,7 @@ from nbvae._randomness import seeded
 from nbvae.training import calibration
 from nbvae.training._config import DEVICES, OPTIMIZERS, SCHEDULES, TrainConfig, device
 from nbvae.training._fit import Diverged, fit
+from nbvae.training._keeping import Interrupted, Store
 from nbvae.training._loop import watched
 from nbvae.training._sweep import sweep
 from nbvae.training.store import Run, load
@@ -13,7 +14,9 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "Diverged",
+    "Interrupted",
     "Run",
+    "Store",
     "TrainConfig",
     "calibration",
     "device",

@@ -146,7 +146,7 @@ class Checkpoints(Pauses):
     def _save(self, state: State, cost: float) -> None:
         begun = time.monotonic()
         try:
-            _writing.write(self.folder / NAME, encode(self.key, state))
+            _writing.write(self.folder / NAME, *encode(self.key, state))
             self.lost = None
         except OSError as problem:
             self.lost = f"{problem.strerror or problem}"
@@ -168,14 +168,13 @@ class Checkpoints(Pauses):
             )
 
 
-def encode(key: str, state: State) -> bytes:
-    """A checkpoint's file."""
+def encode(key: str, state: State) -> tuple[memoryview, bytes, memoryview]:
+    """A checkpoint's file: what stands before the hash, the hash, and what stands behind it."""
     tensors, said = state
     said = {"format": FORMAT, "torch": torch.__version__, "key": key, **said}
-    content = bytearray(safetensors.torch.save(tensors, {"state": json.dumps(said), "sha256": _ZEROS.decode()}))
-    place = _place(content)
-    content[place] = hashlib.sha256(content).hexdigest().encode()
-    return bytes(content)
+    content = safetensors.torch.save(tensors, {"state": json.dumps(said), "sha256": _ZEROS.decode()})
+    at, view = _place(content, _ZEROS), memoryview(content)
+    return view[:at], hashlib.sha256(content).hexdigest().encode(), view[at + len(_ZEROS) :]
 
 
 def read(path: Path, key: str) -> State | None:
@@ -184,21 +183,20 @@ def read(path: Path, key: str) -> State | None:
     Raises `ValueError` for a file that is not what was written, or not for this key.
     """
     try:
-        content = bytearray(path.read_bytes())
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as problem:
         raise _writing.Unusable(f"{path} cannot be read ({problem.strerror or problem}): give a folder that can be") from None
     try:
-        place = _place(content, None)
-        digest = bytes(content[place])
-        content[place] = _ZEROS
-        if hashlib.sha256(content).hexdigest().encode() != digest:
+        at = _place(content, b"")
+        digest, end = content[at : at + len(_ZEROS)], at + len(_ZEROS)
+        if hashlib.sha256(content[:at] + _ZEROS + content[end:]).hexdigest().encode() != digest:
             raise ValueError("its SHA-256 is another")
         said = json.loads(json.loads(_header(content))["__metadata__"]["state"])
         if said["key"] != key or said["format"] != FORMAT:
             raise ValueError("it was written for something else")
-        tensors = safetensors.torch.load(bytes(content))
+        tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as problem:
         reason = f"{path} holds a damaged checkpoint ({problem}): restore it from a copy, or delete it, and the run begins anew"
         raise _writing.Unusable(reason) from None
@@ -208,12 +206,11 @@ def read(path: Path, key: str) -> State | None:
     return tensors, said
 
 
-def _header(content: bytearray) -> bytes:
-    return bytes(content[8 : 8 + int.from_bytes(content[:8], "little")])
+def _header(content: bytes) -> bytes:
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
 
 
-def _place(content: bytearray, digest: bytes | None = _ZEROS) -> slice:
+def _place(content: bytes, digest: bytes) -> int:
     """Where the hash stands in a checkpoint's header: once, as quotes are escaped in the JSON beside it."""
-    start = b'"sha256":"' + (digest or b"")
-    at = 8 + _header(content).index(start) + len(b'"sha256":"')
-    return slice(at, at + len(_ZEROS))
+    name = b'"sha256":"'
+    return 8 + _header(content).index(name + digest) + len(name)

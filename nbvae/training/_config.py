@@ -29,7 +29,8 @@ class TrainConfig:
     - `weight_decay`: towards zero, >= 0.
     - `clip`: the most that the norm of a model's gradient may be, > 0; None for no limit.
     - `validate_every`: after every so many epochs the loss, distortion and rate of the validation split are measured, in
-      evaluation mode, and noted in the history as "validation_loss" and so on; None for never.
+      evaluation mode, and noted in the history as "validation_loss" and so on; None for never. An objective with a warm-up is
+      measured as it is in the last step of all `epochs`.
     - `patience`: training ends after so many validations in a row without a smaller loss, and the model gets its state of the
       smallest, which is the first smallest "validation_loss"; None to train all epochs and keep the last. Best with schedule
       "constant": the others are made for all `epochs`.
@@ -102,5 +103,5 @@ def _parts(name: object) -> tuple[str, str]:
     """The kind in a device's name and its index, which may be empty. `ValueError` for what names no device."""
     parts = re.fullmatch(r"(auto)|(cpu|cuda|mps)(?::(0|[1-9][0-9]?))?", name) if isinstance(name, str) else None
     if parts is None:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}; got {name!r}")
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}; got {checks.short(name)}")
     return parts[1] or parts[2], parts[3] or ""

@@ -14,6 +14,9 @@ from nbvae._randomness import Streams, seeded
 from nbvae.objectives.protocol import hook
 from nbvae.training import _loop, calibration, stacking
 from nbvae.training._config import TrainConfig, device
+from nbvae.training._keeping import Interrupted, Session, Store
+from nbvae.training._key import Watch
+from nbvae.training._progress import History
 from nbvae.training.store import Run
 
 Objective = str | Callable[..., objectives.Loss]
@@ -41,7 +44,8 @@ def fit(
     dataset: data.Dataset,
     objective: Objective,
     config: TrainConfig = TrainConfig(),
-    on_epoch: Callable[[int, _loop.History], Any] | None = None,
+    on_epoch: Callable[[int, History], Any] | None = None,
+    store: Store | None = None,
 ) -> Run:
     """Train `model` in place on `dataset.train` and return the `Run`.
 
@@ -50,8 +54,11 @@ def fit(
     - `objective`: what to minimise, or the name of a row of `objectives.TABLE`, which is then made with its defaults. Any
       callable will do that takes `(model, x, step=…, reference=…)` and returns an `objectives.Loss`.
     - `config`: how to train.
-    - `on_epoch`: called after each epoch as `on_epoch(epoch, history)`, with the epoch's number from 0 and the history so far.
-      Training ends if it returns True. Random numbers that it draws, and the mode that it leaves the model in, change nothing.
+    - `on_epoch`: called after each epoch as `on_epoch(epoch, history)`, with its number from 0 and a copy of the history so
+      far. Training ends if it returns True. Random numbers that it draws, and the mode that it leaves the model in, change
+      nothing.
+    - `store`: where runs are kept (`Store`). A finished one is loaded into `model`, an interrupted one goes on; `on_epoch` is
+      called for the epochs that are trained here. After `Interrupted` the model is as it was given.
 
     Batches, posterior noise and dynamic binarisation are drawn from torch's global stream, seeded with `config.seed` and put
     back afterwards. Nothing is read from the device inside an epoch; a loss that is not finite is found at the epoch's end:
@@ -68,9 +75,23 @@ def fit(
     """
     objective = made(objective)
     accept(model, dataset, objective, config)
-    if on_epoch is not None and not callable(on_epoch):
-        raise ValueError(f"on_epoch is a function of (epoch, history), got {on_epoch!r}")
-    run, problem = train_one(model, dataset, objective, config, on_epoch)
+    if on_epoch is not None and (reason := checks.not_callable_with(on_epoch, 0, {})):
+        raise ValueError(f"on_epoch is a function of (epoch, history), got {checks.short(on_epoch)}: {reason}")
+    session = Session(store, config)
+    key = session.key(model, dataset, objective, config)
+    given = stacking.Alone(model, objective, None)
+    before = {name: value.detach().clone() for name, value in given.tensors().items()} if store else {}
+    try:
+        with session:
+            found = session.find(key)
+            run, problem = (
+                found.into(model, objective, config)
+                if found
+                else train_one(model, dataset, objective, config, session, key, on_epoch)
+            )
+    except Interrupted:
+        given.put(before)  # they are a part of the key
+        raise
     if problem:
         raise Diverged(problem, [run])
     return run
@@ -81,19 +102,31 @@ def train_one(
     dataset: data.Dataset,
     objective: Any,
     config: TrainConfig,
-    on_epoch: Callable[[int, _loop.History], Any] | None = None,
+    session: Session,
+    key: str,
+    on_epoch: Callable[[int, History], Any] | None = None,
 ) -> tuple[Run, str | None]:
     """`fit` without its checks; a problem is returned, not raised."""
     place, start = device(config.device), time.perf_counter()
     companion = companion_of(objective, model.to(place), config.seed)
     calibration.start(model, dataset, config.seed)
     model.train()
-    with seeded(config.seed, place):
-        trainee = stacking.Alone(model, objective, companion)
+    trainee = stacking.Alone(model, objective, companion)
+    with session.pauses(key, lambda: watch_of(trainee.stateful, objective)) as pauses, seeded(config.seed, place):
         calibrated = calibration.is_optimal(model)
-        [(history, problem)] = _loop.train(trainee, dataset, config, Streams([None], place), calibrated, on_epoch=on_epoch)
+        [(history, problem)] = _loop.train(trainee, dataset, config, Streams([None], place), calibrated, pauses, on_epoch)
     calibration.settle(model, objective, dataset, config.seed)
-    return Run(model, objective, config, history, time.perf_counter() - start), problem
+    run = Run(model, objective, config, history, pauses.seconds + time.perf_counter() - start)
+    session.finish(pauses, [(key, run, problem)])
+    return run, problem
+
+
+def watch_of(modules: list[nn.Module], objective: Any) -> Callable[[], str | None]:
+    """What says why a training could not go on exactly from its tensors alone, if it could not."""
+    if stacking.is_own(objective) and all(map(stacking.broadcasts, modules)):  # they keep nothing: nothing is looked at
+        return lambda: None
+    watch = Watch(modules, objective)
+    return lambda: stacking.STATE if watch.changed() else None
 
 
 def companion_of(objective: Any, model: Any, seed: int) -> nn.Module | None:
@@ -134,6 +167,8 @@ def made(objective: Any) -> Any:
 
 def accept(model: Any, dataset: Any, objective: Any, config: Any) -> None:
     """Refuse arguments of another kind, and data that the model has no likelihood for, before anything is trained."""
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        raise ValueError("training needs gradients: call it outside torch.no_grad() and torch.inference_mode()")
     if isinstance(model, data.Dataset):
         raise ValueError("the first argument is the model, the second the data: fit(model, dataset, objective)")
     if not isinstance(model, nn.Module):

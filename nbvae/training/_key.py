@@ -106,7 +106,7 @@ class Watch:
         self.before = self._now()  # with the things that were looked at: while they live, no other has the id of one
 
     def changed(self) -> bool:
-        return self._now().hexdigest() != self.before.hexdigest()
+        return self._now() != self.before
 
     def _now(self) -> "Digest":
         digest = Digest(held=self.modules)
@@ -126,7 +126,7 @@ class Digest:
     """
 
     def __init__(self, held: Sequence[nn.Module] | None = None):
-        self._hash = hashlib.sha256()
+        self._words: list[Any] = []
         self._seen: dict[int, tuple[int, Any]] = {}  # the things too: an id is a thing's own only while it lives
         self._quick = held is not None
         self._held = {id(part) for module in held or () for part in module.modules()}
@@ -135,7 +135,15 @@ class Digest:
                 self._seen[id(tensor)] = -1, tensor
 
     def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+        digest = hashlib.sha256()
+        for word in self._words:
+            content = word if isinstance(word, bytes | memoryview) else str(word).encode("utf-8", "surrogatepass")
+            digest.update(b"%d:" % len(content))
+            digest.update(content)
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Digest) and self._words == other._words
 
     def add(self, thing: Any) -> None:
         kind = type(thing)
@@ -245,7 +253,8 @@ class Digest:
             raise _Opaque(f"a tensor that is not dense ({tensor.layout}, {tensor.dtype})")
         else:
             values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            self._say("tensor", str(tensor.dtype), tuple(tensor.shape), tensor.requires_grad, values.data)
+            content = values.tobytes() if self._quick else values.data  # what is looked at later must not change with it
+            self._say("tensor", str(tensor.dtype), tuple(tensor.shape), tensor.requires_grad, content)
 
     def _function(self, function: types.FunctionType) -> None:
         code = function.__code__
@@ -306,10 +315,7 @@ class Digest:
             self.add(thing)
 
     def _say(self, *words: Any) -> None:
-        for word in words:
-            content = word if isinstance(word, bytes | memoryview) else str(word).encode("utf-8", "surrogatepass")
-            self._hash.update(b"%d:" % len(content))
-            self._hash.update(content)
+        self._words += words
 
 
 def _attributes(thing: Any) -> dict[str, Any]:

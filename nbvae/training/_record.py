@@ -10,12 +10,14 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import nbvae
 from nbvae import models, objectives
 from nbvae._randomness import seeded
+from nbvae._sameness import is_altered
 from nbvae.models import likelihoods
 from nbvae.training._config import TrainConfig
 
@@ -33,6 +35,8 @@ _FIRST = {
     "seconds": (int, float),
 }
 _SINCE = {"format": int, "modules": dict, "weights": str, "sha256": str}
+# What the record of a run in a store holds beside that, the problem if it diverged.
+_STORED = {"key": str, "problem": str}
 
 # The models that their own `config` rebuilds, unless it is None.
 _MODELS = {"VAE": models.VAE, "MultiBetaVAE": models.MultiBetaVAE}
@@ -57,13 +61,22 @@ def refusal(folder: Path, record: Any, reason: object, whole: bool = False) -> V
         return error(f"{who}: {reason}; load it with nbvae {written}, or restore it from a copy if it is damaged")
     if whole:
         return error(f"{folder} holds a run that cannot be rebuilt from its files: {reason}")
-    return error(f"{folder} holds a damaged run: {reason}; restore it from a copy or train it again")
+    return error(f"{folder} holds a damaged run: {reason}; restore it from a copy, or delete it and train it again")
 
 
 def compose(
-    model: nn.Module, objective: Any, config: TrainConfig, history: Any, seconds: float, weights: bytes
+    model: nn.Module,
+    objective: Any,
+    config: TrainConfig,
+    history: Any,
+    seconds: float,
+    weights: bytes,
+    stored: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The record of a run whose weights file is `weights`: with the hash of that and, last, its own."""
+    """The record of a run whose weights file is `weights`: with the hash of that and, last, its own.
+
+    `stored`: what is known of it in a store.
+    """
     if not isinstance(config, TrainConfig):
         raise error(f"a run's config must be a training.TrainConfig, got {type(config).__name__}")
     if not callable(objective):
@@ -79,6 +92,7 @@ def compose(
         "history": numbers(history),
         "seconds": numbers({"": [seconds]})[""][0],
         "weights": hashlib.sha256(weights).hexdigest(),
+        **(stored or {}),
     }
     record = json.loads(json.dumps(record))  # as it will be read: lists for tuples, strings for keys
     return record | {"sha256": _digest(record)}
@@ -98,6 +112,9 @@ def parse(content: bytes, folder: Path, make: Any = None, objective: Any = None)
     for name, kind in (_FIRST | (_SINCE if hashed else {"dtype": str})).items():
         if not isinstance(record.get(name), kind):
             raise refusal(folder, record, f"run.json lacks {name!r}")
+    for name, kind in _STORED.items():
+        if not isinstance(record.get(name, ""), kind):
+            raise refusal(folder, record, f"the {name!r} in run.json is none")
     if unknown := _unknown(record, make, objective):
         raise refusal(folder, record, f"not known here: {', '.join(unknown)}")
     if hashed and record["sha256"] != _digest(record):
@@ -124,7 +141,7 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 def _unknown(record: dict[str, Any], make: Any, objective: Any) -> list[str]:
-    found = [repr(name) for name in record.keys() - _FIRST.keys() - _SINCE.keys() - {"dtype"}]
+    found = [repr(name) for name in record.keys() - _FIRST.keys() - _SINCE.keys() - _STORED.keys() - {"dtype"}]
     parts: list[tuple[str, Any, dict[str, Any]]] = [("config", TrainConfig, record["config"])]
     for part, key, known, given in (("model", "class", _MODELS, make), ("objective", "name", objectives.NAMED, objective)):
         settings = dict(record[part])
@@ -139,9 +156,12 @@ def _unknown(record: dict[str, Any], make: Any, objective: Any) -> list[str]:
 
 
 def _model_entry(model: nn.Module) -> dict[str, Any]:
-    """Class and config of a model that they rebuild; of any other also, as the mark of that, the module of its class."""
+    """Class and config of a model that they rebuild; of any other also, as the mark of that, the module of its class.
+
+    A model whose parts have hooks or methods of their own is another one.
+    """
     kind, config = type(model), getattr(model, "config", None)
-    if _MODELS.get(kind.__name__) is kind and config is not None:
+    if _MODELS.get(kind.__name__) is kind and config is not None and not any(map(is_altered, model.modules())):
         return {"class": kind.__name__, **config}
     return {"class": kind.__qualname__, "module": kind.__module__, "config": config if _is_json(config) else None}
 
@@ -155,13 +175,27 @@ def _objective_entry(objective: Any) -> dict[str, Any]:
     if isinstance(objective, functools.partial):
         entry = _objective_entry(objective.func)
         arguments = {str(i): value for i, value in enumerate(objective.args)} | objective.keywords
-        return entry | {"fields": entry.get("fields", {}) | {k: v for k, v in arguments.items() if _is_json(v)}}
+        return entry | {"fields": entry.get("fields", {}) | _plain(arguments)}
     if hasattr(objective, "__qualname__"):
         kind, values = objective, {}
     elif is_dataclass(objective):
         values = {field.name: getattr(objective, field.name) for field in fields(objective) if field.init and field.compare}
-    plain = {name: value for name, value in values.items() if not name.startswith("_") and _is_json(value)}
-    return {"name": kind.__qualname__, "module": str(kind.__module__), "fields": plain}
+    shown = {name: value for name, value in values.items() if not name.startswith("_")}
+    return {"name": kind.__qualname__, "module": str(kind.__module__), "fields": _plain(shown)}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Those settings that JSON can hold, arrays and tensors of up to a thousand numbers among them."""
+    small = {
+        name: value.tolist() if isinstance(value, torch.Tensor | np.ndarray | np.generic) and _count(value) <= 1000 else value
+        for name, value in values.items()
+    }
+    return {name: value for name, value in small.items() if _is_json(value)}
+
+
+def _count(value: Any) -> int:
+    """How many numbers there are in an array, a tensor or a number of numpy's."""
+    return value.numel() if isinstance(value, torch.Tensor) else value.size
 
 
 def _is_json(value: object) -> bool:
@@ -222,9 +256,26 @@ def _same_objective(given: dict[str, Any], trained: dict[str, Any], compare: boo
     """
     if "module" not in trained or "module" not in given:
         return given == trained
-    same = [each["name"].rpartition(".")[2] for each in (given, trained)]
-    values = [json.dumps(each["fields"], sort_keys=True) if compare else "" for each in (given, trained)]
-    return same[0] == same[1] and values[0] == values[1]
+    names = [each["name"].rpartition(".")[2] for each in (given, trained)]
+    return names[0] == names[1] and (not compare or _equal(given["fields"], trained["fields"]))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values that JSON has held are equal: 1 is 1.0, nan is nan, and true is not 1."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(value, other[name]) for name, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and (one == other or (one != one and other != other))
+
+
+def filled(objective: type, record: dict[str, Any], folder: Path) -> Any:
+    """An object of a dataclass with the fields that the record has."""
+    saved = record["objective"].get("fields", {})
+    try:
+        return objective(**saved)
+    except (TypeError, ValueError) as problem:
+        raise error(f"{objective.__name__} cannot be made with what {folder} has of it, {saved}: {problem}") from None
 
 
 def _text(entry: dict[str, Any]) -> str:

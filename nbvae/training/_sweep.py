@@ -1,6 +1,5 @@
 """`sweep`: train many models at once."""
 
-import inspect
 import itertools
 import logging
 import threading
@@ -19,8 +18,12 @@ from nbvae._randomness import Streams, seeded
 from nbvae._sameness import same
 from nbvae.objectives import NAMED, Loss
 from nbvae.training import _loop, calibration, mapping, stacking
+from nbvae.training._checkpoint import Stop
 from nbvae.training._config import TrainConfig, device
-from nbvae.training._fit import Diverged, Objective, accept, accept_config, accept_data, companion_of, made, train_one
+from nbvae.training._fit import Diverged, Objective, accept, accept_config, accept_data, companion_of, made, train_one, watch_of
+from nbvae.training._keeping import Found, Session, Store
+from nbvae.training._key import key_of_stack
+from nbvae.training._writing import Unusable
 from nbvae.training.store import Run
 
 # Weights that one group of a sweep may hold on a CPU. Beyond this the optimiser's state no longer fits the cache, and a larger
@@ -38,6 +41,7 @@ def sweep(
     config: TrainConfig = TrainConfig(),
     sigmas: Sequence[float] | None = None,
     objectives: Sequence[Objective] | None = None,
+    store: Store | None = None,
 ) -> list[Run]:
     """Train a model for every objective, every σ and every seed, all at once; return the runs in that order, seeds innermost.
 
@@ -48,6 +52,9 @@ def sweep(
     - `betas`: the βs of one objective, which is `objective`, a name in `objectives.NAMED` or a function from β to an objective.
     - `seeds`: of initial weights, batches and noise.
     - `sigmas`: standard deviations of a Gaussian decoder, each given to `make`.
+    - `store`: where runs are kept (`Store`), under the keys that they have as fits. Those that are there are loaded, and the
+      others trained together. Models that are trained as one share a checkpoint, and go on together, as if they had not been
+      interrupted, if the same call is made again. Trained with others, a model differs by rounding.
 
     Each run equals the `fit` of such a model with `config.seed` set to its seed: the same initial weights, batches and noise.
     Models of one architecture are trained as one where their objectives differ in numbers only, and where two steps of the
@@ -73,36 +80,58 @@ def sweep(
     chosen = _objectives(betas, objective, objectives)
     seeds = [checks.seed("seed", seed) for seed in checks.listed("seeds", seeds)]
     options = [{}] if sigmas is None else [{"sigma": sigma} for sigma in checks.listed("sigmas", sigmas)]
-    place = device(config.device)
+    if reason := checks.not_callable_with(make, **options[0]):
+        raise ValueError(f"make is called as make({', '.join(f'{name}=…' for name in options[0])}), and cannot be: {reason}")
+    place, session = device(config.device), Session(store, config)
     cells = []
     for each, option, seed in itertools.product(chosen, options, seeds):
         with seeded(seed, place):
             cells.append(_Cell(make(**option), each, option, replace(config, seed=seed)))
     groups = _alike(cells)
+    for cell in cells:  # before anything looks at the models
+        cell.key = session.key(cell.model, dataset, cell.objective, cell.config)
     for group in groups:  # the data are checked once for each architecture
         accept(group[0].model, dataset, group[0].objective, config)
+    session.runs = len(cells)
+    with session:
+        for cell in cells:
+            cell.found = session.find(cell.key)
+        _run(groups, cells, dataset, place, session)
+    return _finished(cells)
+
+
+def _run(
+    groups: list[list["_Cell"]], cells: list["_Cell"], dataset: data.Dataset, place: torch.device, session: Session
+) -> None:
+    """Give each cell its run: trained with others, trained alone, or found."""
     reasons = {_shared([cell.model for cell in cells])}
-    for cell in cells:
-        cell.model.to(place).train()
-        calibration.start(cell.model, dataset, cell.config.seed)
     if len(groups) == len(cells) > 1:
         reasons.add("they differ in more than numbers")
+    parts = [part for group in groups for part in _parts(group, place)]
+    left = [group for group in groups if not all(cell.found for cell in group)]
+    for cell in itertools.chain(*left):
+        cell.model.to(place).train()
+        calibration.start(cell.model, dataset, cell.config.seed)
     with warnings.catch_warnings():  # torch advises its own developers where a mapped operation is slow
         warnings.filterwarnings("ignore", message="There is a performance drop")
         stacks: list[_Stack] = []
-        for group in groups if reasons == {None} else []:
-            if len(group) > 1:
-                some, reason = _stacks(group, dataset, place)
-                stacks += some
-                reasons.add(reason)
-        reasons |= _train(stacks, dataset, config)
-    stacked = {id(cell) for stack in stacks for cell in stack.cells if cell.run}
-    rest = [cell for cell in cells if id(cell) not in stacked]
+        for group in left if reasons == {None} else []:
+            some, reason = _stacks(group, dataset, place)
+            stacks += [each for stack in some for each in _unfinished(stack, session)]
+            reasons.add(reason)
+        reasons |= _train(stacks, dataset, session)
+    rest = [cell for cell in cells if not (cell.run or cell.found)]
     if reasons := sorted(reason for reason in reasons if reason):
         _log.warning("%d of %d models are trained one after the other: %s", len(rest), len(cells), "; ".join(reasons))
     for cell in rest:
-        cell.run, cell.problem = train_one(cell.model, dataset, cell.objective, cell.config)
-    return _finished(cells)
+        cell.found = session.find(cell.key)  # another process may have been here meanwhile
+        if not cell.found:
+            cell.run, cell.problem = train_one(cell.model, dataset, cell.objective, cell.config, session, cell.key)
+    for cell in cells:
+        if cell.found:
+            cell.run, cell.problem = cell.found.into(cell.model, cell.objective, cell.config)
+    for part in parts:  # what a stack's last moments may have left
+        session.forget(_key(part))
 
 
 @dataclass(eq=False)
@@ -113,6 +142,8 @@ class _Cell:
     objective: Any
     option: dict[str, Any]
     config: TrainConfig
+    key: str = ""
+    found: Found | None = None
     run: Run | None = None
     problem: str | None = None
 
@@ -137,24 +168,17 @@ def _objectives(betas: Any, objective: Any, objectives: Any) -> list[Any]:
         return [made(each) for each in checks.listed("objectives", objectives)]
     betas = [checks.positive("beta", beta) for beta in checks.listed("betas", betas)]
     if not isinstance(objective, str):
-        if not _takes_one(objective):
+        if isinstance(objective, nn.Module) or checks.not_callable_with(objective, 1.0):
             raise ValueError(f"objective must be a name or a function from β to an objective, got {checks.short(objective)}")
-        return [made(objective(beta)) for beta in betas]
+        try:
+            return [made(objective(beta)) for beta in betas]
+        except (TypeError, NotImplementedError) as error:
+            raise ValueError(f"objective(beta) makes no objective: {checks.short(objective)}: {checks.line(error)}") from None
     checks.choice("objective", objective, NAMED)
     kind = NAMED[objective]
     if "beta" not in {field.name for field in fields(kind)}:
         raise ValueError(f"objective={objective!r} has no beta to sweep over: give objectives=[...] in place of betas")
     return [kind(beta=beta) for beta in betas]
-
-
-def _takes_one(function: Any) -> bool:
-    try:
-        inspect.signature(function).bind(1.0)
-    except TypeError:
-        return False
-    except ValueError:  # a callable without a signature
-        return callable(function)
-    return True
 
 
 def _alike(cells: list[_Cell]) -> list[list[_Cell]]:
@@ -186,90 +210,119 @@ def _shared(models: list[nn.Module]) -> str | None:
     return reason
 
 
-def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> tuple[list[_Stack], str | None]:
-    """The stacks that train these cells, or none and the reason."""
-    own = stacking.is_own(cells[0].objective) and all(stacking.broadcasts(cell.model) for cell in cells)
+def _parts(cells: list[_Cell], place: torch.device) -> list[list[_Cell]]:
+    """The cells of a group in the parts that are trained as one."""
     size = sum(parameter.numel() for parameter in cells[0].model.parameters())
+    groups = _groups(len(cells), size, torch.get_num_threads()) if place.type == "cpu" else [range(len(cells))]
+    return [[cells[index] for index in group] for group in groups]
+
+
+def _key(cells: list[_Cell]) -> str:
+    """The key of cells that are trained as one."""
+    return key_of_stack([cell.key for cell in cells])
+
+
+def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> tuple[list[_Stack], str | None]:
+    """The stacks that train these cells, or none and the reason, if one is needed."""
+    if len(cells) == 1:
+        return [], None
     for cell in cells:
         tensors = stacking.tensors_of(cell.model).values()
         if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors):
             return [], "half precision is rounded otherwise in a stack"
         if any(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in tensors):
             return [], "their weights have hooks"
-    groups = _groups(len(cells), size, torch.get_num_threads()) if place.type == "cpu" else [range(len(cells))]
+    own = stacking.is_own(cells[0].objective) and all(stacking.broadcasts(cell.model) for cell in cells)
     stacks = []
-    for group in groups:
-        some = [cells[index] for index in group]
-        streams = Streams([cell.config.seed for cell in some], place)
-        beside = [companion_of(cell.objective, cell.model, cell.config.seed) for cell in some]
-        companions = [each for each in beside if each is not None]
-        kind = stacking.Broadcast if own else mapping.Mapped
-        calibrated = calibration.is_optimal(some[0].model)
+    for part in _parts(cells, place):
         try:
-            trainee = kind([cell.model for cell in some], [cell.objective for cell in some], companions, streams)
-            mapped = isinstance(trainee, mapping.Mapped)
-            reason = _disagreement(trainee, some, dataset, streams, calibrated) if mapped else None
+            stack = _stack(part, stacking.Broadcast if own else mapping.Mapped, place)
+            reason = None if own else _disagreement(stack, dataset)
         except Exception as error:  # most likely an error of the model or the objective, which its fit will raise
             return [], f"a step of one alone failed ({type(error).__name__}: {checks.line(error)})"
         if reason is not None:
             return [], reason
-        stacks.append(_Stack(some, trainee, streams, calibrated))
+        stacks.append(stack)
     return stacks, None
 
 
-def _disagreement(
-    trainee: mapping.Mapped, cells: list[_Cell], dataset: data.Dataset, streams: Streams, calibrated: bool
-) -> str | None:
-    reference = dataset.train.to(streams.place)
-    with seeded(0, streams.place):
-        x = streams.spread(dataset.draw(reference[: cells[0].config.batch_size]))
+def _stack(cells: list[_Cell], kind: type[stacking.Broadcast] | type[mapping.Mapped], place: torch.device) -> _Stack:
+    streams = Streams([cell.config.seed for cell in cells], place)
+    beside = [companion_of(cell.objective, cell.model, cell.config.seed) for cell in cells]
+    companions = [each for each in beside if each is not None]
+    trainee = kind([cell.model for cell in cells], [cell.objective for cell in cells], companions, streams)
+    return _Stack(cells, trainee, streams, calibration.is_optimal(cells[0].model))
+
+
+def _unfinished(stack: _Stack, session: Session) -> list[_Stack]:
+    """The stack, as it was begun or is to be; if some of its runs are there already, one of the others."""
+    left = [cell for cell in stack.cells if not cell.found]
+    if len(left) < len(stack.cells) and not session.is_begun(_key(stack.cells)):
+        return [_stack(left, type(stack.trainee), stack.streams.place)] if len(left) > 1 else []
+    return [stack] if left else []
+
+
+def _disagreement(stack: _Stack, dataset: data.Dataset) -> str | None:
+    """Why a stack would not train as its members do, if it would not."""
+    assert isinstance(stack.trainee, mapping.Mapped)
+    reference = dataset.train.to(stack.streams.place)
+    with seeded(0, stack.streams.place):
+        x = stack.streams.spread(dataset.draw(reference[: stack.cells[0].config.batch_size]))
 
     def step_of(model: Any, objective: Any, x: Any, companion: Any, step: int) -> list[Any]:
         known = reference.to(x.dtype)
-        found = [_loop.losses(model, objective, x, companion, step, known, calibrated)[0]]
+        found = [_loop.losses(model, objective, x, companion, step, known, stack.calibrated)[0]]
         if companion is not None:
             found.append(_loop.companion_losses(model, objective, x, companion, known))
         return found
 
-    return trainee.disagreement(step_of, x, [cell.config.seed for cell in cells])
+    return stack.trainee.disagreement(step_of, x, [cell.config.seed for cell in stack.cells])
 
 
-def _train(stacks: list[_Stack], dataset: data.Dataset, config: TrainConfig) -> set[str | None]:
+def _train(stacks: list[_Stack], dataset: data.Dataset, session: Session) -> set[str | None]:
     """Train the stacks and give their cells their runs; those of a stack that fails get none. The reasons for failures."""
-    stop = threading.Event()
+    if not stacks:
+        return set()
+    place = stacks[0].streams.place
+    stream = threading.Lock()  # torch's own stream is moved, and looked at, by one thread at a time
+    before = mapping.random_states(place)
 
-    def work(stack: _Stack) -> tuple[list[Any], float] | str:
-        start = time.perf_counter()
-        try:
-            with stack.trainee.sandbox() as changed:
-                results = _loop.train(stack.trainee, dataset, config, stack.streams, stack.calibrated, stop)
-                if changed():
-                    return mapping.STATE
-        except InterruptedError:
-            raise
-        except Exception as error:
-            if isinstance(stack.trainee, stacking.Broadcast):
+    def drawn() -> str | None:
+        with stream:
+            return mapping.DRAWS if mapping.random_states(place) != before else None
+
+    def work(stack: _Stack) -> str | None:
+        start, key, mapped = time.perf_counter(), _key(stack.cells), isinstance(stack.trainee, mapping.Mapped)
+        if known := session.refused(key):
+            return known
+
+        def watch() -> Callable[[], str | None]:
+            of_objective = watch_of([], stack.cells[0].objective)
+            return lambda: (stacking.STATE if changed() else of_objective()) or (drawn() if mapped else None)
+
+        with stack.trainee.sandbox() as changed, session.pauses(key, watch) as pauses:
+            try:
+                results = _loop.train(stack.trainee, dataset, session.config, stack.streams, stack.calibrated, pauses)
+                reason = stacking.STATE if changed() else None
+            except (InterruptedError, Unusable):
                 raise
-            return mapping.in_one_line(error)
-        return results, time.perf_counter() - start
+            except Exception as error:
+                if not mapped:
+                    raise
+                results, reason = [], mapping.in_one_line(error)
+        if reason := reason or (drawn() if mapped else None):
+            session.refuse(key, reason)
+            return reason
+        with stream:
+            seconds = (pauses.seconds + time.perf_counter() - start) / len(stack.cells)
+            stack.trainee.write()
+            for cell, (history, cell.problem) in zip(stack.cells, results, strict=True):
+                calibration.settle(cell.model, cell.objective, dataset, cell.config.seed)
+                cell.run = Run(cell.model, cell.objective, cell.config, history, seconds)
+            session.finish(pauses, [(cell.key, cell.run, cell.problem) for cell in stack.cells if cell.run and not cell.found])
+        return None
 
-    before = mapping.random_states(stacks[0].streams.place) if stacks else []
-    outcomes = _in_threads(work, stacks, stop) if stacks else []
-    moved = bool(stacks) and mapping.random_states(stacks[0].streams.place) != before
-    reasons: set[str | None] = set()
-    for stack, outcome in zip(stacks, outcomes, strict=True):
-        if not isinstance(outcome, str) and moved and isinstance(stack.trainee, mapping.Mapped):
-            outcome = mapping.DRAWS
-        if isinstance(outcome, str):
-            reasons.add(outcome)
-            continue
-        results, seconds = outcome
-        stack.trainee.write()
-        for cell, (history, problem) in zip(stack.cells, results, strict=True):
-            calibration.settle(cell.model, cell.objective, dataset, cell.config.seed)
-            cell.run = Run(cell.model, cell.objective, cell.config, history, seconds / len(stack.cells))
-            cell.problem = problem
-    return reasons
+    return {reason for reason in _in_threads(work, stacks, session.stop)}
 
 
 def _finished(cells: list[_Cell]) -> list[Run]:
@@ -296,11 +349,11 @@ def _groups(count: int, size: int, threads: int) -> list[range]:
     return [range(i * count // number, (i + 1) * count // number) for i in range(number)]
 
 
-def _in_threads(work: Callable[[Any], Any], groups: list[Any], stop: threading.Event) -> list[Any]:
+def _in_threads(work: Callable[[Any], Any], groups: list[Any], stop: Stop) -> list[Any]:
     """`work` on each group; on several at once, one core for each, where there are several.
 
     Two groups side by side beat one after the other on all cores: matrix products of one fill the time in which the
-    optimiser of the other waits for memory. Interrupted, `stop` is set and the threads end at their next step.
+    optimiser of the other waits for memory. Interrupted, the threads are asked to stop and end at their next step.
     """
     threads = torch.get_num_threads()
     if len(groups) == 1 or threads == 1:
@@ -309,7 +362,7 @@ def _in_threads(work: Callable[[Any], Any], groups: list[Any], stop: threading.E
     try:
         return list(pool.map(work, groups))
     except BaseException:
-        stop.set()
+        stop.wished = True
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -4,7 +4,6 @@ What is being written has a name of its own that ends in ".part". Who begins to 
 writers are dead or, where one is not, it finds that out and writes once more.
 """
 
-import contextlib
 import os
 import shutil
 import uuid
@@ -15,22 +14,21 @@ PART = ".part"
 _TRIES = 10
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, *content: bytes | memoryview) -> None:
     """Write a file, in a folder that is made if need be. `OSError` where that cannot be done; an older file is then left."""
     for attempt in range(_TRIES):
         part = _part(path.parent)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(part, content)
+            _write(part, *content)
             os.replace(part, path)
-        except FileNotFoundError:  # someone has cleared the folder
+            break
+        except FileNotFoundError:  # the folder is new, or someone has cleared it
             if attempt == _TRIES - 1:
                 raise
-        else:
-            break
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     _sync(path.parent)
 
 
@@ -39,22 +37,21 @@ def write_folder(path: Path, files: Mapping[str, bytes], beside: Path) -> None:
     for attempt in range(_TRIES):
         part = _part(beside)
         try:
-            part.mkdir(parents=True)
+            part.mkdir(parents=True, exist_ok=True)
             for name, content in files.items():
                 _write(part / name, content)
             _sync(part)
             os.rename(part, path)
-        except FileNotFoundError:
-            if attempt == _TRIES - 1:
-                raise
-        except OSError:
-            if not path.is_dir():  # or another process was first
-                raise
             break
-        else:
-            break
-        finally:
+        except OSError as problem:
             shutil.rmtree(part, ignore_errors=True)
+            if path.is_dir():  # another process was first
+                break
+            if attempt == _TRIES - 1 or not isinstance(problem, FileNotFoundError):
+                raise
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
     _sync(path.parent)
 
 
@@ -78,10 +75,12 @@ def _part(folder: Path) -> Path:
     return folder / f"{uuid.uuid4().hex}{PART}"
 
 
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(content)
-        file.flush()
+def _write(path: Path, *content: bytes | memoryview) -> None:
+    with open(path, "xb", buffering=0) as file:
+        for each in content:
+            left = memoryview(each)
+            while len(left):  # the system may take less than all
+                left = left[file.write(left) :]
         os.fsync(file.fileno())
 
 

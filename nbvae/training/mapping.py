@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,8 @@ from torch.func import functional_call, vmap
 
 from nbvae._randomness import Streams, seeded
 from nbvae._sameness import copied, same, sandbox, settings
-from nbvae.training.stacking import Streamed, numbers, tensors_of, with_numbers
+from nbvae.training.stacking import STATE, Streamed, copy_into, numbers, tensors_of, with_numbers
 
-STATE = "a model or an objective keeps state beside its weights and buffers"
 DRAWS = "a model or an objective draws random numbers of its own"
 
 
@@ -25,6 +24,7 @@ class Mapped:
         beside = companions or [None] * len(members)
         self.held = [_Held(member, companion) for member, companion in zip(members, beside, strict=True)]
         self.each, self.objective, self.streams, self.modules = each, each[0], streams, [self.held[0]]
+        self.used = copied(each[0])  # what it keeps while it is called does not reach the objectives
         tensors = [tensors_of(held) for held in self.held]
         weights = dict(self.held[0].named_parameters())
         # Matrices are stored transposed: see `StackedLinear`.
@@ -46,7 +46,7 @@ class Mapped:
     def call(self, function: Callable[..., Any], x: Tensor, streams: Streams | None = None) -> Any:
         """`function(model, objective, x, companion)` for all models at once; what it returns gets a model dimension."""
         values = {name: value.mT if name in self.turned else value for name, value in self.values.items()}
-        return self._map(function, values, self.numbers, x, streams or self.streams, self.each[0])
+        return self._map(function, values, self.numbers, x, streams or self.streams, self.used)
 
     def _map(self, function: Callable[..., Any], values: Any, numbers: Any, x: Tensor, streams: Streams, objective: Any) -> Any:
         def one(values: dict[str, Tensor], numbers: dict[str, Tensor], index: Tensor, x: Tensor) -> Any:
@@ -60,9 +60,19 @@ class Mapped:
         place = None if streams.of_model is None else 0
         return vmap(one, in_dims=(0, 0, 0, place), randomness="same")(values, numbers, self.index, x)
 
-    def sandbox(self) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that a step may change, but for those of the optimisers."""
+        return self.values
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Let them have these values, of `tensors()` at another time."""
+        copy_into(self.values, tensors)
+
+    @contextlib.contextmanager
+    def sandbox(self) -> Iterator[Callable[[], bool]]:
         """Nothing but weights and buffers of the members is changed inside; what is yielded says whether it would be."""
-        return sandbox(self.held)
+        with sandbox(self.held) as changed:
+            yield lambda: changed() or not same(settings(self.used), settings(self.each[0]))
 
     @torch.no_grad()
     def write(self) -> None:

@@ -23,8 +23,11 @@ from torch import Tensor, distributions, nn
 
 from nbvae import models, objectives
 from nbvae._randomness import Streams
-from nbvae._sameness import same, settings
+from nbvae._sameness import OF_EVERY_MODULE, is_altered, is_made_of_settings, same, settings
+from nbvae._tensors import is_dense
 from nbvae.models import likelihoods, networks
+
+STATE = "a model or an objective keeps state beside its weights and buffers"
 
 # Layers that act on the last dimension, or on each number, and leave leading dimensions alone.
 _PLAIN = {
@@ -37,7 +40,6 @@ _PLAIN = {
 _OWN_OBJECTIVES = set(objectives.NAMED.values())
 # Attributes of a module that are settings: two models that differ in one are no copies of each other.
 _SETTINGS = (bool, int, float, str, tuple, type(None))
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class StackedLinear(nn.Module):
@@ -71,12 +73,8 @@ def _parameter(each: Sequence[Tensor], requires_grad: bool) -> nn.Parameter:
 def broadcasts(module: nn.Module) -> bool:
     """Whether a model is made of parts that leave leading dimensions alone, and of nothing else: no hook, no weight twice."""
     for part in module.modules():
-        if type(part) not in _PLAIN or any(getattr(part, hooks) for hooks in _HOOKS):
+        if type(part) not in _PLAIN or is_altered(part) or (isinstance(part, nn.Linear) and part.bias is None):
             return False
-        if isinstance(part, nn.Linear) and part.bias is None:
-            return False
-        if any(callable(value) and not isinstance(value, nn.Module) for value in vars(part).values()):
-            return False  # a method that this object alone has
     return len(list(module.named_parameters())) == len(list(module.named_parameters(remove_duplicate=False)))
 
 
@@ -133,23 +131,26 @@ def architecture(module: nn.Module) -> list[Any]:
             name,
             f"{type(part).__module__}.{type(part).__qualname__}",
             [(key, tensor.shape, tensor.dtype, tensor.requires_grad) for key, tensor in _own_tensors(part)],
-            {key: value for key, value in vars(part).items() if key[0] != "_" and _is_setting(part, value)},
+            {key: value for key, value in vars(part).items() if _is_setting(part, key, value)},
         )
         for name, part in module.named_modules()
     ]
 
 
-def _is_setting(part: nn.Module, value: Any) -> bool:
+def _is_setting(part: nn.Module, name: str, value: Any) -> bool:
     """Whether an attribute decides what a part computes: not a submodule, and not a tensor that a pass has computed."""
     if type(part).__module__.startswith("nbvae."):
-        return isinstance(value, _SETTINGS)
+        return name[0] != "_" and isinstance(value, _SETTINGS)
+    if name in OF_EVERY_MODULE or (name[0] == "_" and type(part).__module__.startswith("torch.")):
+        return False
     return not isinstance(value, nn.Module) and not (isinstance(value, Tensor) and value.grad_fn is not None)
 
 
 def differ_in_numbers(one: Any, other: Any) -> bool:
     """Whether two objectives are of one kind, and equal but for numbers: those become tensors in a stack."""
     first, second = settings(one), settings(other)
-    if type(one) is not type(other) or inspect.isroutine(one) or isinstance(one, nn.Module) or first.keys() != second.keys():
+    alike = type(one) is type(other) and is_made_of_settings(one) and first.keys() == second.keys()
+    if not alike or inspect.isroutine(one) or isinstance(one, nn.Module):
         return same(one, other)
     # Counts of our own objectives decide what is computed; a companion's `lr` is its optimiser's.
     kinds = float if is_own(one) else int | float
@@ -245,6 +246,20 @@ class Alone:
         """`function(model, objective, x, companion)`."""
         return function(self.model, self.objective, x, self.companion)
 
+    @property
+    def stateful(self) -> list[nn.Module]:
+        """The modules whose tensors a step may change: an objective may be one, with statistics in its buffers."""
+        return [*self.modules, *([self.objective] if isinstance(self.objective, nn.Module) else [])]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that a step may change, but for those of the optimisers."""
+        return {f"{i}.{name}": value for i, part in enumerate(self.stateful) for name, value in held(part).items()}
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Let them have these values, of `tensors()` at another time."""
+        for i, part in enumerate(self.stateful):
+            fill(part, {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{i}.")})
+
 
 class Broadcast:
     """A stack of the library's own models and objectives."""
@@ -264,6 +279,15 @@ class Broadcast:
         """`function(model, objective, x, companion)` for all models at once."""
         return function(Streamed(self.stacked, streams or self.streams, 1), self.objective, x, self.companion)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that a step may change, but for those of the optimisers."""
+        beside = [*self.companion.parameters(), *self.companion.buffers()] if self.companion else []
+        return {str(i): value for i, value in enumerate([*self.state, *beside])}
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Let them have these values, of `tensors()` at another time."""
+        copy_into(self.tensors(), tensors)
+
     def sandbox(self) -> contextlib.AbstractContextManager[Callable[[], bool]]:
         """Nothing is kept in attributes by the library's own models."""
         return contextlib.nullcontext(lambda: False)
@@ -280,3 +304,38 @@ def is_own(objective: Any) -> bool:
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return dict([*module.named_parameters(), *module.named_buffers()])
+
+
+def held(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers, and the tensors that parts of a module have as plain attributes."""
+    attributes = {
+        f"{name}.{key}".lstrip("."): value
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, Tensor) and is_dense(value)
+    }
+    return tensors_of(module) | attributes
+
+
+@torch.no_grad()
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a module the tensors that were `held` by it, or by one like it: these and no others."""
+    now = held(module)
+    place = next(module.parameters(), torch.empty(0)).device
+    for name in now.keys() | tensors.keys():
+        parent, _, last = name.rpartition(".")
+        part, value = module.get_submodule(parent), tensors.get(name)
+        where = part._buffers if last in part._buffers else vars(part)
+        if value is None:  # what a pass has put there
+            where.update({last: None}) if where is part._buffers else where.pop(last)
+        elif name in now and (now[name].shape, now[name].dtype) == (value.shape, value.dtype):
+            now[name].copy_(value)  # in place: others may see the same memory
+        else:
+            where[last] = value.to(place)
+
+
+@torch.no_grad()
+def copy_into(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy the values of each name."""
+    for name, value in own.items():
+        value.copy_(tensors[name])

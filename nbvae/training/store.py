@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nbvae import objectives
 from nbvae._randomness import seeded
+from nbvae._tensors import is_dense
 from nbvae.training import _record
 from nbvae.training._config import TrainConfig
 
@@ -48,10 +49,10 @@ class Run:
     44.5
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     objective: Callable[..., objectives.Loss]
     config: TrainConfig
-    history: dict[str, list[float]]
+    history: dict[str, list[float]] = field(repr=False)
     seconds: float
 
     def save(self, folder: str | Path) -> Path:
@@ -72,7 +73,7 @@ class Run:
         ['model.safetensors', 'run.json']
         """
         folder = _path(folder)
-        weights = _serialized(self.model)
+        weights = serialized(self.model)
         record = _record.compose(self.model, self.objective, self.config, self.history, self.seconds, weights)
         pending = _pending(folder, record)
         try:
@@ -81,7 +82,7 @@ class Run:
             _write(folder / "run.json", (json.dumps(record, indent=1) + "\n").encode())
             # From here on the new run is found, as its weights are looked for under both names.
             os.replace(pending, folder / "model.safetensors")
-            for left in folder.glob("*.pending"):
+            for left in folder.glob(f"{'[0-9a-f]' * 64}.pending"):
                 left.unlink()
         except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
             reason = getattr(problem, "strerror", None) or problem
@@ -99,7 +100,8 @@ def load(
     - `folder`: where the run was saved.
     - `make`: a function without arguments that returns a new model of the architecture that was trained, into which the
       weights are loaded. It may be left out for a `models.VAE` or `models.MultiBetaVAE` with the library's own networks.
-    - `objective`: what the run was trained on. It may be left out for an objective of `objectives.NAMED`.
+    - `objective`: what the run was trained on, or the class of a dataclass, which is made with the fields that were saved. It
+      may be left out for an objective of `objectives.NAMED`.
 
     Weights and history come back bit for bit. The config names the device that the run was trained on, which need not be on
     this machine; it is the one setting in `run.json` that may be edited. Runs that were saved before there were hashes are
@@ -108,7 +110,8 @@ def load(
     Raises `FileNotFoundError` where there is no run. Raises `ValueError` where the run is damaged, or was written by a version
     that knows what this one does not; where `make` or `objective` is needed; and where they give something else than was
     trained. Compared are names, shapes and precision of the weights, the classes of the model's parts and the settings of
-    torch's layers, and an objective's class and, of a dataclass, its fields.
+    torch's layers, and an objective's class and, of a dataclass, those of its fields that are numbers, texts, lists and arrays
+    of up to a thousand numbers.
 
     >>> import tempfile
     >>> from nbvae import models
@@ -120,12 +123,14 @@ def load(
     """
     folder = _path(folder)
     _check_given(make, objective)
-    content = _read(folder / "run.json")
+    content = read_file(folder / "run.json")
     record = _record.parse(content, folder, make, objective)
+    if isinstance(objective, type):
+        objective = _record.filled(objective, record, folder)
     try:
-        state, hidden = _read_weights(folder, record)
+        state, hidden = read_weights(folder, record)
     except (ValueError, FileNotFoundError):
-        if _read(folder / "run.json") == content:
+        if read_file(folder / "run.json") == content:
             raise
         return load(folder, make, objective)  # another run was saved there between the two readings
     _record.check_needed(record, folder, make, objective)
@@ -140,7 +145,7 @@ def load(
             model = make()
         if not isinstance(model, nn.Module):
             raise _record.error(f"make must return a new torch module, got {type(model).__name__}")
-    problem = _fill(model.cpu(), record, state, hidden, given=make is not None)
+    problem = fill(model.cpu(), record, state, hidden, given=make is not None)
     if problem and make is not None:
         raise _record.error(f"make must return a new model of the architecture that {folder} holds: {problem}")
     if problem:
@@ -148,6 +153,8 @@ def load(
         raise _record.refusal(folder, record, reason, whole="sha256" in record)
     if "sha256" not in record:
         _log.warning("%s was saved by an early version, without a hash: damage to it cannot be found", folder)
+    if "problem" in record:
+        _log.warning("%s holds a run that diverged: %s", folder, record["problem"])
     return Run(model, trained, config, history, float(record["seconds"]))
 
 
@@ -169,7 +176,7 @@ def _check_given(make: Any, objective: Any) -> None:
             pass
         except TypeError as problem:
             raise _record.error(f"{allowed}; {make!r} asks for more ({problem})") from None
-    if objective is not None and (isinstance(objective, type) or not callable(objective)):
+    if objective is not None and (isinstance(objective, type) or not callable(objective)) and not is_dataclass(objective):
         raise _record.error(f"objective must be what the run was trained on, as MyLoss(2.0) is; got {objective!r}")
 
 
@@ -188,7 +195,7 @@ def _write(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -199,18 +206,18 @@ def _read(path: Path) -> bytes:
         raise _record.error(f"{path} cannot be read ({reason}): give a folder that can be") from None
 
 
-def _serialized(model: nn.Module) -> bytes:
+def serialized(model: nn.Module) -> bytes:
     """The weights file: the state dict and, in the header, where they add no names to it, buffers that are not persistent."""
     if not isinstance(model, nn.Module):
         raise _record.error(f"only a torch module can be saved, and {type(model).__name__} is none")
     state = model.state_dict()
     for name, value in state.items():
-        if not _is_dense(value):
+        if not is_dense(value):
             raise _record.error(f"only a model whose state is dense tensors can be saved, and its {name} is none")
     hidden = {
         name: buffer
         for name, buffer in model.named_buffers(remove_duplicate=False)
-        if name not in state and _is_dense(buffer) and buffer.nbytes <= _MOST
+        if name not in state and is_dense(buffer) and buffer.nbytes <= _MOST
     }
     header = base64.b64encode(safetensors.torch.save(_copies(hidden))).decode()
     return safetensors.torch.save(_copies(state), {_BUFFERS: header})
@@ -221,22 +228,13 @@ def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
 
 
-def _is_dense(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and not (nn.parameter.is_lazy(value) or value.is_meta or value.is_quantized)
-        and value.layout == torch.strided
-        and value.dtype not in (torch.complex32, torch.complex128)
-    )
-
-
-def _read_weights(folder: Path, record: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def read_weights(folder: Path, record: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The state dict that belongs to the record, and the buffers that are not persistent."""
     hashed = "sha256" in record
     path = folder / "model.safetensors"
     paths = [path, *([_pending(folder, record)] if hashed else [])]
     for each in [each for each in paths if each.is_file()] or [path]:
-        content = _read(each)
+        content = read_file(each)
         if not hashed or hashlib.sha256(content).hexdigest() == record["weights"]:
             break
     else:
@@ -255,7 +253,7 @@ def _read_weights(folder: Path, record: dict[str, Any]) -> tuple[dict[str, Tenso
     return {name.replace("pixels.", "observation.", int(name.startswith("pixels."))): each for name, each in state.items()}, {}
 
 
-def _fill(model: nn.Module, record: dict[str, Any], state: dict[str, Tensor], hidden: dict[str, Tensor], given: bool) -> str:
+def fill(model: nn.Module, record: dict[str, Any], state: dict[str, Tensor], hidden: dict[str, Tensor], given: bool) -> str:
     """Load the weights into `model`; return in words what does not fit, empty if all does.
 
     A model that was `given` must have their precision, one that was rebuilt takes it from them.
@@ -266,7 +264,7 @@ def _fill(model: nn.Module, record: dict[str, Any], state: dict[str, Tensor], hi
             return f"it has no {name}"
         if name not in state:
             return f"its {name} was not saved"
-        if not _is_dense(new[name]):
+        if not is_dense(new[name]):
             return f"its {name} is no dense tensor with values yet"
         kinds = [f"{tuple(each.shape)} {each.dtype if given else ''}".rstrip() for each in (new[name], state[name])]
         if kinds[0] != kinds[1]:
@@ -289,6 +287,6 @@ def _fill_hidden(model: nn.Module, hidden: dict[str, Tensor]) -> None:
     """Put back buffers that are not persistent, where a new model has them: what first use makes, first use will make."""
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for name, value in hidden.items():
-        if name in buffers and _is_dense(buffers[name]) and buffers[name].shape == value.shape:
+        if name in buffers and is_dense(buffers[name]) and buffers[name].shape == value.shape:
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, value)
