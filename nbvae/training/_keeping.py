@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from nbvae import checks, data
@@ -124,6 +125,7 @@ class Found:
 
     def into(self, model: nn.Module, objective: Any, config: TrainConfig) -> tuple[Run, str | None]:
         """The run, with its weights in `model`, on the config's device; and the problem with which it ended, if it did."""
+        _make_room(model, self.state | self.hidden)
         problem = fill(model.cpu(), self.record, self.state, self.hidden, given=True)
         if problem:
             raise _record.refusal(
@@ -271,6 +273,18 @@ class Session:
     def _unfinished(self, key: str) -> Path:
         assert self.store is not None
         return self.store.folder / _UNFINISHED / key
+
+
+def _make_room(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Let a model have the buffers and attributes that training has made, or of the shape that it gave them."""
+    parts = dict(model.named_modules())
+    for name, value in tensors.items():
+        parent, _, last = name.rpartition(".")
+        if parent not in parts or last in parts[parent]._parameters:
+            continue
+        where = parts[parent]._buffers if last in parts[parent]._buffers else vars(parts[parent])
+        if not isinstance(now := where.get(last), Tensor) or (now.shape, now.dtype) != (value.shape, value.dtype):
+            where[last] = torch.empty_like(value)
 
 
 def _content(path: Path) -> bytes:

@@ -76,12 +76,15 @@ def _part(folder: Path) -> Path:
 
 
 def _write(path: Path, *content: bytes | memoryview) -> None:
-    with open(path, "xb", buffering=0) as file:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
         for each in content:
             left = memoryview(each)
             while len(left):  # the system may take less than all
-                left = left[file.write(left) :]
-        os.fsync(file.fileno())
+                left = left[os.write(file, left) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _sync(folder: Path) -> None:

@@ -308,13 +308,17 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 def held(module: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers, and the tensors that parts of a module have as plain attributes."""
-    attributes = {
+    return tensors_of(module) | attributes_of(module)
+
+
+def attributes_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that parts of a module have as plain attributes."""
+    return {
         f"{name}.{key}".lstrip("."): value
         for name, part in module.named_modules()
         for key, value in vars(part).items()
-        if isinstance(value, Tensor) and is_dense(value)
+        if is_dense(value)
     }
-    return tensors_of(module) | attributes
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from nbvae._randomness import seeded
 from nbvae._tensors import is_dense
 from nbvae.training import _record
 from nbvae.training._config import TrainConfig
+from nbvae.training.stacking import attributes_of
 
 # The key of the weights file's header under which buffers are that are not persistent; a header has a limit, so have they.
 _BUFFERS, _MOST = "buffers", 1 << 20
@@ -61,7 +62,8 @@ class Run:
         A run that is there already is replaced in one step: whenever saving is interrupted, `load` finds the old run or the
         new one. Of a model or an objective of one's own the class's name is kept, and the objective's fields where JSON can
         hold them: `load` has to be given the rest. The device of the weights, the model's mode and which of its parameters
-        are frozen are not kept. Buffers that are not persistent are kept, each up to 1 MiB.
+        are frozen are not kept. Buffers that are not persistent, and tensors that are plain attributes, are kept, each up to
+        1 MiB.
 
         Raises `ValueError` where the folder cannot be written to, and for a model with state that is no dense tensor.
 
@@ -207,19 +209,15 @@ def read_file(path: Path) -> bytes:
 
 
 def serialized(model: nn.Module) -> bytes:
-    """The weights file: the state dict and, in the header, where they add no names to it, buffers that are not persistent."""
+    """The weights file: the state dict and, in the header, where they add no names to it, what a model holds beside that."""
     if not isinstance(model, nn.Module):
         raise _record.error(f"only a torch module can be saved, and {type(model).__name__} is none")
     state = model.state_dict()
     for name, value in state.items():
         if not is_dense(value):
             raise _record.error(f"only a model whose state is dense tensors can be saved, and its {name} is none")
-    hidden = {
-        name: buffer
-        for name, buffer in model.named_buffers(remove_duplicate=False)
-        if name not in state and is_dense(buffer) and buffer.nbytes <= _MOST
-    }
-    header = base64.b64encode(safetensors.torch.save(_copies(hidden))).decode()
+    beside = {name: value for name, value in _beside(model).items() if name not in state and value.nbytes <= _MOST}
+    header = base64.b64encode(safetensors.torch.save(_copies(beside))).decode()
     return safetensors.torch.save(_copies(state), {_BUFFERS: header})
 
 
@@ -284,9 +282,15 @@ def fill(model: nn.Module, record: dict[str, Any], state: dict[str, Tensor], hid
 
 @torch.no_grad()
 def _fill_hidden(model: nn.Module, hidden: dict[str, Tensor]) -> None:
-    """Put back buffers that are not persistent, where a new model has them: what first use makes, first use will make."""
-    buffers = dict(model.named_buffers(remove_duplicate=False))
+    """Put back what is beside the state dict, where a new model has it: what first use makes, first use will make."""
+    new = _beside(model)
     for name, value in hidden.items():
-        if name in buffers and is_dense(buffers[name]) and buffers[name].shape == value.shape:
+        if name in new and new[name].shape == value.shape:
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, value)
+
+
+def _beside(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers, persistent or not, and tensors that are plain attributes."""
+    buffers = {name: value for name, value in model.named_buffers(remove_duplicate=False) if is_dense(value)}
+    return buffers | attributes_of(model)
