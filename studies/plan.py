@@ -66,8 +66,7 @@ class Plan:
 def load(dataset: str, images: int | None = None, binarize: str | None = "default") -> data.Dataset:
     """A data set with its first training examples, at most `images`."""
     whole = data.load(dataset, binarize)
-    labels = None if whole.train_labels is None else whole.train_labels[:images]
-    return whole if images is None else replace(whole, train=whole.train[:images], train_labels=labels)
+    return whole if images is None else whole.first(min(images, len(whole.train)))
 
 
 def _read(name: str, hint: Any, value: Any) -> Any:

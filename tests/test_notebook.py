@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,8 +25,10 @@ def opening(chapter: Path) -> tuple[str, str]:
 
 @pytest.fixture
 def shell():
+    main = sys.modules["__main__"]  # of which a shell makes another one
     yield InteractiveShell.instance()
     InteractiveShell.clear_instance()
+    sys.modules["__main__"] = main
 
 
 def run(shell, chapter, injected=""):
