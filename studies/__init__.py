@@ -48,8 +48,9 @@ def load(name: str, dataset: str = "digits", budget: str = "recorded", lab: Lab 
 
     Raises `ValueError`, in one line, for an unknown study, budget, data set or setting.
 
-    >>> load("objectives", budget="smoke").frame["quantity"].unique().tolist()[:2]
-    ['distortion', 'rate']
+    >>> found = load("objectives", budget="smoke")
+    >>> found.live, found.plan["passes"], sorted(found.frame["objective"].unique())
+    (True, 1, ['VAE', 'weight 6 on TC', 'β-VAE, β = 2'])
     """
     module = study(name)
     checks.choice("budget", budget, ("recorded", *BUDGETS))

@@ -66,34 +66,37 @@ def cross_table(losses: pd.DataFrame, largest_error: float = 0.1) -> tuple[pd.Da
     return pd.DataFrame(rows), Check("every model is the best under its own objective", bool(passed), found)
 
 
-def twice(frame: pd.DataFrame, by: list[str], tolerance: dict[str, float]) -> Check:
+def twice(frame: pd.DataFrame, by: list[str]) -> Check:
     """Compare what is claimed after the plan's passes and after twice as many.
 
-    - `frame`: a row for each `quantity`, `seed`, number of `passes` (two of them) and value of the columns in `by`.
+    - `frame`: a row for each `quantity`, `seed`, number of `passes` (two of them) and value of the columns in `by`; in
+      `allowed` the change that would not matter to what is claimed, in the unit of the quantity: .1 nats, or a quarter of the
+      effect.
     - `by`: the columns that tell the claims apart.
-    - `tolerance`: for each quantity the change that would not matter to what is claimed, in its unit: .1 nats, or a quarter of
-      the effect.
 
     The check passes if every change, a mean over seeds in pairs, is smaller than that or within two of its standard errors,
     and these errors are no larger than that either: what could not be seen is not taken for agreement.
 
     >>> rows = [(4, 0, 1.0), (4, 1, 1.2), (8, 0, 1.01), (8, 1, 1.22)]
     >>> frame = pd.DataFrame(rows, columns=["passes", "seed", "value"]).assign(quantity="rate", beta=1.0)
-    >>> twice(frame, ["beta"], {"rate": 0.1}).passed, twice(frame, ["beta"], {"rate": 0.001}).passed
-    (True, False)
+    >>> [twice(frame.assign(allowed=allowed), ["beta"]).passed for allowed in (0.1, 0.001)]
+    [True, False]
     """
+    if frame.empty:
+        return Check("twice the passes move nothing that is claimed", False, "nothing is large enough to be claimed")
     few, many = sorted(frame["passes"].unique())
-    wide: Any = frame.pivot_table(index=["quantity", *by, "seed"], columns="passes", values="value", sort=False)
+    wide: Any = frame.pivot_table(index=["quantity", *by, "allowed", "seed"], columns="passes", values="value", sort=False)
     if wide.isna().any(axis=None):
         raise ValueError("everything must be measured after both numbers of passes, with each seed")
     worst, passed = (-math.inf, "nothing"), True
-    for key, each in wide.groupby(level=["quantity", *by], sort=False):
-        change, allowed = Estimate.over_runs((each[many] - each[few]).to_numpy()), tolerance[key[0]]
+    for (*key, allowed), each in wide.groupby(level=["quantity", *by, "allowed"], sort=False):
+        change = Estimate.over_runs((each[many] - each[few]).to_numpy())
         near = abs(change.value) <= max(allowed, 2 * change.stderr) and change.stderr <= allowed
         passed = passed and near
         size = max(abs(change.value) - 2 * change.stderr, change.stderr) / allowed
-        worst = max(worst, (size, f"{' '.join(map(str, key))}: {change:+}, {allowed:g} allowed"))
-    return Check(f"{many} passes move nothing that is claimed after {few}", passed, f"the largest change is of {worst[1]}")
+        worst = max(worst, (size, f"{' '.join(map(str, key))}: {change:+}, {allowed:.2g} allowed"))
+    found = f"of {frame.groupby(['quantity', *by]).ngroups} claims the largest change is of {worst[1]}"
+    return Check(f"{many} passes move nothing that is claimed after {few}", passed, found)
 
 
 def second_moments(values: dict[str, float], tolerance: float) -> Check:

@@ -6,6 +6,7 @@ in batches as it was trained, with the same draws for all models, and taken apar
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,7 +22,7 @@ from studies.record import Record
 
 QUESTION = "What does each published objective do to the terms of the ELBO, once trained to convergence?"
 CHAPTER = "02_four_terms"
-DATASETS = ("digits", "mnist")
+DATASETS = ("digits", "mnist", "glyphs")
 TERMS = ("distortion", "rate", "mutual_information", "marginal_kl", "total_correlation", "dimension_kl")
 
 
@@ -64,9 +65,10 @@ class Plan(Common):
 
 
 def plan(dataset: str, budget: str) -> Plan:
+    # Exact terms cost images × batch in each step: of the larger data sets a part is used.
     full = Plan(dataset=dataset)
     if dataset in ("mnist", "glyphs"):
-        full = full.changed(images=10_000, passes=40, hidden=(400,), latent_dim=16, lr=4e-3, seeds=(0, 1, 2), again=2, draws=2)
+        full = full.changed(images=5000, batch=200, passes=60, hidden=(256,), latent_dim=16, lr=4e-3, seeds=(0, 1, 2), again=2)
     if budget == "quick":
         return full.changed(passes=max(1, full.passes // 20), seeds=(0, 1), again=2, draws=2)
     if budget == "smoke":
@@ -110,22 +112,15 @@ def run(plan: Plan, lab: Lab) -> Record:
     is_loss = frame["quantity"].str.startswith("loss under ")
     losses = frame[is_loss].assign(under=frame["quantity"].str.removeprefix("loss under "))
     table, crossed = convergence.cross_table(losses, plan.largest_error)
-    ratio: Any = pd.concat([_effects(frames[which]).assign(passes=passes) for which, (passes, _) in every.items()])
-    ratio = ratio[ratio["seed"].isin(plan.seeds[: plan.again])]
-    effects: Any = _effects(frames["plan"])
-    size: Any = effects.groupby(["objective", "quantity"])["value"].mean().abs().groupby("quantity").max()
-    doubled = convergence.twice(
-        ratio, ["objective"], {name: max(plan.largest_error, value / 4) for name, value in size.items()}
-    )
-    dataset = plan.data()
+    by_passes = {passes: frames[which] for which, (passes, _) in every.items()}
     return Record(
         study="objectives",
         plan=plan.settings,
         hash=plan.hash,
         frame=results.frame_of(frame.to_dict("records"), study="objectives", dataset=plan.dataset),
-        checks=[crossed, doubled],
+        checks=[crossed, _doubled(plan, by_passes)],
         said=_said(table),
-        data=dataset.sha256,
+        data=plan.data().sha256,
         code=provenance.code(__name__),
         notes=lab.notes,
     )
@@ -153,7 +148,10 @@ def train(
     }
     make = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
     config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
-    runs: list[Any] = training.sweep(lambda: models.VAE(**make), ds, objectives=[kinds[objective]], seeds=seeds, config=config)
+    kept: Any = {} if store is None else {"store": training.Store(Path(store))}
+    runs: list[Any] = training.sweep(
+        lambda: models.VAE(**make), ds, objectives=[kinds[objective]], seeds=seeds, config=config, **kept
+    )
     found = []
     for each in runs:
         place = {"objective": objective, "seed": each.config.seed, "split": "train"}
@@ -186,7 +184,17 @@ def loss(model: Any, objective: Any, x: Tensor, batch: int, draws: int) -> float
     return torch.stack(total).sum().item() / (draws * len(x))
 
 
-def _effects(frame: Any) -> pd.DataFrame:
+def _doubled(plan: Plan, frames: dict[int, Any]) -> convergence.Check:
+    """Twice the passes against what is claimed: the changes to a term that are at least four times the largest error."""
+    few, *_ = frames
+    mean = _effects(frames[few]).groupby(["objective", "quantity"])["value"].mean().abs()
+    claims: Any = (mean[mean >= 4 * plan.largest_error] / 4).rename("allowed").reset_index()
+    both: Any = pd.concat([_effects(frame).assign(passes=passes) for passes, frame in frames.items()])
+    again = both[both["seed"].isin(plan.seeds[: plan.again])]
+    return convergence.twice(again.merge(claims, on=["objective", "quantity"]), ["objective"])
+
+
+def _effects(frame: Any) -> Any:
     """What each objective changes in each term against the VAE of the same seed."""
     terms = frame[frame["quantity"].isin(TERMS)]
     return results.paired(terms, objective="VAE")

@@ -249,7 +249,7 @@ def passes(change: float, noise: float, seeds: int = 5) -> pd.DataFrame:
 
 def test_twice_the_passes_may_move_nothing_by_more_than_is_allowed_and_errors_must_be_small_enough_to_see_it():
     def check(change, noise, allowed=0.1):
-        return convergence.twice(passes(change, noise), ["objective"], {"rate": allowed}).passed
+        return convergence.twice(passes(change, noise).assign(allowed=allowed), ["objective"]).passed
 
     assert check(0.05, 0.0)
     assert not check(0.2, 0.0)
@@ -257,6 +257,9 @@ def test_twice_the_passes_may_move_nothing_by_more_than_is_allowed_and_errors_mu
     assert check(0.0, 0.05)
     assert not check(0.0, 2.0)  # nothing could be seen
     assert not check(0.5, 2.0)
+    assert not convergence.twice(
+        passes(0.0, 0.0).assign(allowed=1.0).iloc[:0], ["objective"]
+    ).passed  # no claim is no agreement
 
 
 def test_second_moments_are_compared_with_one():
