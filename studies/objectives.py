@@ -69,6 +69,8 @@ def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset)
     if dataset in ("mnist", "glyphs"):
         full = full.changed(images=5000, batch=200, passes=60, hidden=(256,), latent_dim=16, lr=4e-3, seeds=(0, 1, 2), again=2)
+    if dataset == "glyphs":
+        full = full.changed(binarize="threshold")
     if budget == "quick":
         return full.changed(passes=max(1, full.passes // 20), seeds=(0, 1), again=2, draws=2)
     if budget == "smoke":
@@ -101,7 +103,8 @@ def every_row(latent_dim: int) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def run(plan: Plan, lab: Lab) -> Record:
     common = {
-        name: plan.settings[name] for name in ("dataset", "images", "rows", "latent_dim", "hidden", "batch", "lr", "draws")
+        name: plan.settings[name]
+        for name in ("dataset", "binarize", "images", "rows", "latent_dim", "hidden", "batch", "lr", "draws")
     }
     every = {"plan": (plan.passes, plan.seeds), "again": (2 * plan.passes, plan.seeds[: plan.again])}
     frames: dict[str, Any] = {}
@@ -128,6 +131,7 @@ def run(plan: Plan, lab: Lab) -> Record:
 
 def train(
     dataset: str,
+    binarize: str | None,
     images: int | None,
     rows: list[str],
     latent_dim: int,
@@ -142,7 +146,7 @@ def train(
     device: str,
 ) -> dict[str, Any]:
     """The models of one objective, one for each seed: their losses under every objective, and their terms."""
-    ds = load(dataset, images)
+    ds = load(dataset, binarize, images)
     kinds = {
         name: objectives.NAMED[kind](**settings) for name, (kind, settings) in every_row(latent_dim).items() if name in rows
     }

@@ -18,6 +18,7 @@ class Plan:
     """What every experiment is given; each has a subclass with fields of its own.
 
     - `dataset`: a name that `data.load` knows, or the path of a reader's file.
+    - `binarize`: as for `data.load`; "default" or "none" (grey values), "threshold", "static", "dynamic".
     - `images`: how many training images are used at most, the first ones; None for all.
     - `seeds`: of initial weights, batches and noise, one training for each.
 
@@ -29,6 +30,7 @@ class Plan:
     """
 
     dataset: str = "digits"
+    binarize: str | None = "default"
     images: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -37,6 +39,7 @@ class Plan:
             object.__setattr__(self, name, _read(name, hint, getattr(self, name)))
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different whole numbers >= 0, at least one; got {checks.short(self.seeds)}")
+        checks.choice("binarize", self.binarize, ("default", *data.BINARIZE))
         if self.images is not None:
             checks.whole("images", self.images)
 
@@ -58,12 +61,12 @@ class Plan:
         """A hash of the fields: two plans that ask for the same have the same."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
-    def data(self, binarize: str | None = "default") -> data.Dataset:
+    def data(self) -> data.Dataset:
         """The data set, with the training images that the plan has."""
-        return load(self.dataset, self.images, binarize)
+        return load(self.dataset, self.binarize, self.images)
 
 
-def load(dataset: str, images: int | None = None, binarize: str | None = "default") -> data.Dataset:
+def load(dataset: str, binarize: str | None = "default", images: int | None = None) -> data.Dataset:
     """A data set with its first training examples, at most `images`."""
     whole = data.load(dataset, binarize)
     return whole if images is None else whole.first(min(images, len(whole.train)))

@@ -56,6 +56,7 @@ def test_a_plan_reads_texts_as_a_command_line_has_them():
         ({"betas": "1,x"}, "betas must be a number"),
         ({"exact": "yes"}, "exact must be true or false"),
         ({"network": 3}, "network must be a text"),
+        ({"binarize": "half"}, "binarize must be"),
         ({"images": 0}, "images must be"),
         ({"seeds": ()}, "seeds must be different"),
         ({"seeds": (1, 1)}, "seeds must be different"),
