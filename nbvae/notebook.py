@@ -115,7 +115,7 @@ def table(data: pd.DataFrame | pd.Series, caption: str = "", spec: str | Mapping
     - `caption`: what the table shows, in words, with units; it is also what a screen reader announces.
     - `spec`: how numbers and estimates are formatted, as in `format`; or a mapping from columns to that.
 
-    Raises `ValueError` for anything else than a frame with rows and columns, and for a caption that is no string.
+    Raises `ValueError` for anything else than a frame with rows and columns, and for a caption or a format that is none.
 
     >>> frame = pd.DataFrame({"film": [Estimate(-0.3234, 0.0213)], "gates": [Estimate(1.25, 0.4)]}, index=["regret"])
     >>> table(frame, "Mean regret, nats.", "+")
@@ -132,7 +132,8 @@ def table(data: pd.DataFrame | pd.Series, caption: str = "", spec: str | Mapping
     if not isinstance(caption, str):
         raise ValueError(f"caption must be a string that says what the table shows, got {checks.short(caption)}")
     if isinstance(data.index, pd.RangeIndex) and data.index.name is None and data.shape[1] > 1:
-        data = data.set_index(data.columns[0])
+        first = pd.Index(data.iloc[:, 0], name=data.columns[0])  # by its place: two columns may have one name
+        data = data.iloc[:, 1:].set_axis(first)
     specs = spec if isinstance(spec, Mapping) else dict.fromkeys(data.columns, spec)
     heads = [_label(name, None) for name in data.index.names]
     labels = [_label(name, data.columns.name) for name in data.columns]
@@ -160,10 +161,17 @@ def _label(value: Any, axis: object) -> str:
 
 
 def _cell(value: Any, spec: str) -> str:
+    try:
+        return " ".join(_formatted(value, spec).split("\n"))
+    except ValueError:
+        raise ValueError(f"spec must be a format of numbers, as '+' or '.2f' is; got {spec!r}") from None
+
+
+def _formatted(value: Any, spec: str) -> str:
     if isinstance(value, Estimate):
         return format(value, spec)
     value = value.item() if getattr(value, "ndim", None) == 0 else value
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, Real):
         return str(value)

@@ -318,3 +318,12 @@ def test_chapters_with_labels_say_what_they_need(shell, stem, injected, message)
     assert isinstance(error, ValueError)
     assert message in str(error)
     assert "\n" not in str(error)
+
+
+def test_a_table_that_cannot_be_made_is_refused_and_odd_cells_are_shown():
+    twice = notebook.table(pd.DataFrame([["x", 1.0, 2.0]], columns=["a", "a", "b"]))
+    assert str(twice).splitlines()[-1] == "| x | 1 | 2 |"
+    with pytest.raises(ValueError, match="spec must be a format of numbers"):
+        notebook.table(pd.DataFrame({"a": [1.0]}, index=["x"]), spec="z!")
+    shown = notebook.table(pd.DataFrame({"a": ["two\nlines", pd.NaT]}, index=["x", "y"]))
+    assert str(shown).splitlines()[-2:] == ["| x | two lines |", "| y | – |"]
