@@ -116,6 +116,13 @@ class Lab:
         self.notes += [{"what": what, "cell": cell, **found[key].note} for key, cell in zip(keys, cells, strict=True)]
         return [found[key].value for key in keys]
 
+    def forget(self, function: Callable[..., dict[str, Any]], cells: Sequence[dict[str, Any]]) -> None:
+        """Remove what is kept of these calls, if it is there, as where a file that they wrote is gone."""
+        for cell in cells:
+            if self.folder is not None:
+                key = self._key(function.__module__, function.__qualname__, json.loads(json.dumps(cell)))
+                (self.folder / "results" / f"{key}.npz").unlink(missing_ok=True)
+
     def _outcomes(self, calls: dict[str, tuple[Any, ...]]) -> Iterator[tuple[str, Result | BaseException]]:
         """Each call's key with its result or its error, as they come."""
         if self.pool is None:
