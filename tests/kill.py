@@ -61,7 +61,7 @@ def fit(store: training.Store | None, on_epoch: Callable[..., Any] | None = None
 def sweep(store: training.Store | None) -> list[training.Run]:
     ds = data.load("digits")
     config = training.TrainConfig(EPOCHS, 200, 3e-3, "cosine", device="cpu")
-    kinds = [objectives.FactorVAE(1.0), objectives.FactorVAE(5.0), objectives.BetaVAE(2.0)]
+    kinds = [objectives.FactorVAE(1.0, width=16), objectives.FactorVAE(5.0, width=16), objectives.BetaVAE(2.0)]
     return training.sweep(
         lambda: models.VAE(ds.shape, 4, hidden=(24,)), ds, objectives=kinds, seeds=(0, 1), config=config, store=store
     )
@@ -96,22 +96,26 @@ def train(name: str, folder: Path, pause: float = 0.0) -> str:
     return digest.hexdigest()
 
 
+def epochs(folder: Path) -> list[str]:
+    """The epochs that were trained in a folder, by all processes."""
+    (folder / "epochs.txt").touch()
+    return (folder / "epochs.txt").read_text().splitlines()
+
+
 def twice(folder: Path) -> int:
     """How many epochs were trained once more."""
-    (folder / "epochs.txt").touch()
-    epochs = (folder / "epochs.txt").read_text().splitlines()
-    return len(epochs) - len(set(epochs))
+    return len(epochs(folder)) - len(set(epochs(folder)))
 
 
-def child(name: str, folder: Path, dies: tuple[str, int] | None = None, pause: float = 0.0) -> None:
-    """Train in this process; what it says goes into `folder`/said.txt, and the hash into hash.txt.
+def child(name: str, folder: Path, dies: tuple[str, int] | None = None, pause: float = 0.0, said: str = "said.txt") -> None:
+    """Train in this process; the hash goes into `folder`/hash.txt, and what is said on the way into the file `said` there.
 
     `dies`: in which operation on a file the process is killed, half done, and in which call of that.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
-    said = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    out = os.open(folder / said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
     torch.set_num_threads(1)
     if dies is not None:
         die(*dies)
@@ -173,7 +177,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         for name in TRAININGS:
             folder = Path(place, name)
-            length = run(name, folder)
+            length = 0.9 * run(name, folder)
             expected, writes = (folder / "hash.txt").read_text(), EPOCHS * (1 if name == "fit" else 2)
             cases: list[tuple[int, tuple[str, int] | None]] = []
             for i in range(options.kills):

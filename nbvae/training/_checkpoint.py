@@ -164,14 +164,14 @@ class Checkpoints(Pauses):
             self.told.add(self.lost)
             where = self.folder.parent.parent
             _log.warning(
-                "no checkpoint after %d epochs in %s: %s; what is trained is stored at its end", self.epoch, where, self.lost
+                "no checkpoint after %d epochs in %s: %s; what is trained is kept at its end", self.epoch, where, self.lost
             )
 
 
 def encode(key: str, state: State) -> tuple[memoryview, bytes, memoryview]:
     """A checkpoint's file: what stands before the hash, the hash, and what stands behind it."""
     tensors, said = state
-    said = {"format": FORMAT, "torch": torch.__version__, "key": key, **said}
+    said = said | {"format": FORMAT, "torch": torch.__version__, "key": key}
     content = safetensors.torch.save(tensors, {"state": json.dumps(said), "sha256": _ZEROS.decode()})
     at, view = _place(content, _ZEROS), memoryview(content)
     return view[:at], hashlib.sha256(content).hexdigest().encode(), view[at + len(_ZEROS) :]

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -104,7 +103,7 @@ class Store:
             object.__setattr__(self, "every", checks.whole("every", self.every))
         if self.minutes is not None:
             object.__setattr__(self, "minutes", checks.positive("minutes", self.minutes))
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not os.path.isdir(folder):
             raise _writing.Unusable(f"folder must be the path of a folder, and {folder} is none")
 
     def runs(self) -> list[Path]:
@@ -161,6 +160,9 @@ class Session:
                 if handler not in (None, signal.SIG_IGN):  # what is to be ignored stays so
                     self.handlers[number] = handler
                     signal.signal(number, self._on_signal)
+        if self.store is not None:
+            with contextlib.suppress(OSError, ValueError):  # whoever needs to write there says so
+                _writing.clear(self.store.folder / _UNFINISHED)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
@@ -194,7 +196,7 @@ class Session:
 
     def find(self, key: str) -> Found | None:
         """The finished run with this key. `ValueError` for one that is damaged."""
-        if self.store is None or not (folder := self.store.folder / key).is_dir():
+        if self.store is None or not os.path.isdir(folder := self.store.folder / key):
             return None
         record = _record.parse(_content(folder / "run.json"), folder, make=True, objective=True)
         if record.get("key") != key:
@@ -266,9 +268,15 @@ class Session:
         return note.read_text() if note is not None and note.is_file() else None
 
     def forget(self, key: str) -> None:
-        """Remove what is kept of an unfinished training."""
-        if self.store is not None and (folder := self._unfinished(key)).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        """Remove what is kept of a training that is over."""
+        if self.store is not None and os.path.isdir(self._unfinished(key)):
+            with contextlib.suppress(OSError):  # where nothing can be written, it may stay
+                _writing.remove(self._unfinished(key))
+
+    def forget_stack(self, key: str, keys: Sequence[str]) -> None:
+        """Remove what is kept of a stack whose runs are all there."""
+        if self.store is not None and all(os.path.isdir(self.store.folder / each) for each in keys):
+            self.forget(key)
 
     def _unfinished(self, key: str) -> Path:
         assert self.store is not None

@@ -7,6 +7,7 @@ with the functions, classes and values that it names, wherever these stand. Hash
 as little as files that were edited and not loaded again; another Python may make other keys.
 """
 
+import copyreg
 import dis
 import enum
 import functools
@@ -31,6 +32,7 @@ from torch.utils.hooks import RemovableHandle
 
 import nbvae
 from nbvae import data
+from nbvae._sameness import settings
 from nbvae._tensors import is_dense
 from nbvae.training._config import TrainConfig, device
 
@@ -41,7 +43,7 @@ _KNOWN = tuple(each + os.sep for each in (_PACKAGE, str(Path(torch.__file__).par
 _STANDARD = tuple(each + os.sep for each in {sysconfig.get_path("stdlib"), os.path.dirname(os.__file__)})
 
 _PLAIN = {bool, int, float, complex, str, bytes, type(None), type(...), type(NotImplemented), range, slice}
-_PLAIN |= {torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format}
+_PLAIN |= {torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.finfo, torch.iinfo}
 _OPAQUE = (weakref.ref, weakref.ProxyType, RemovableHandle, logging.Logger)  # they decide nothing, or hold what others do
 _BUILTIN = (
     types.BuiltinFunctionType,
@@ -51,13 +53,22 @@ _BUILTIN = (
     types.WrapperDescriptorType,
 )
 _CONTAINERS = {dict, OrderedDict, list, types.MappingProxyType}
+_COPIED = ("__reduce__", "__reduce_ex__", "__getstate__")
 _HEAP = 1 << 9  # the flag of a class that was made at run time, as by a class statement
 _OF_EVERY_MODULE = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 # Of a class: what it is called, says of itself and derives from the rest.
 _BESIDE = {
     *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__slots__", "__match_args__", "__orig_bases__"),
     *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__dataclass_fields__"),
-    *("__dataclass_params__", "__abstractmethods__", "_abc_impl", "__parameters__", "__firstlineno__", "__static_attributes__"),
+    *(
+        "__dataclass_params__",
+        "__abstractmethods__",
+        "_abc_impl",
+        "__parameters__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__slotnames__",
+    ),
 }
 
 
@@ -219,14 +230,14 @@ class Digest:
 
     def _reduced(self, thing: Any, kind: type, known: bool) -> None:
         """What an object would be copied from: of one that code in C has made, the only way to see into it."""
-        usual = kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__
-        if usual and (known or kind.__flags__ & _HEAP):  # Python's own objects have nothing but their attributes
-            return
+        usual = all(getattr(kind, name, None) is getattr(object, name, None) for name in _COPIED)
         try:
-            pieces = thing.__reduce_ex__(2)
-        except Exception:
-            if not known and _origin_of(kind) != "standard":
+            pieces = copyreg.dispatch_table.get(kind, lambda each: each.__reduce_ex__(2))(thing)
+        except Exception:  # Python's usual way fails where there is more than attributes
+            if (usual or not known) and _origin_of(kind) != "standard":
                 raise _Opaque(f"a {kind.__module__}.{kind.__qualname__}") from None
+            return
+        if usual and (known or kind.__flags__ & _HEAP):
             return
         if isinstance(pieces, str):
             self._say(pieces)
@@ -320,16 +331,8 @@ class Digest:
 
 def _attributes(thing: Any) -> dict[str, Any]:
     """The attributes of an object, without those that are derived from the others when they are first asked for."""
-    slots = {name: getattr(thing, name) for name in _slots(type(thing)) if hasattr(thing, name)}
     derived = _derived(type(thing))
-    return slots | {name: value for name, value in list(getattr(thing, "__dict__", {}).items()) if name not in derived}
-
-
-@functools.cache
-def _slots(kind: type) -> tuple[str, ...]:
-    return tuple(
-        name for each in kind.__mro__ for name, value in vars(each).items() if isinstance(value, types.MemberDescriptorType)
-    )
+    return {name: value for name, value in settings(thing).items() if name not in derived}
 
 
 @functools.cache

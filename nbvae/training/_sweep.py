@@ -130,8 +130,8 @@ def _run(
     for cell in cells:
         if cell.found:
             cell.run, cell.problem = cell.found.into(cell.model, cell.objective, cell.config)
-    for part in parts:  # what a stack's last moments may have left
-        session.forget(_key(part))
+    for part in parts:
+        session.forget_stack(_key(part), [cell.key for cell in part])
 
 
 @dataclass(eq=False)
@@ -150,9 +150,10 @@ class _Cell:
 
 @dataclass(eq=False)
 class _Stack:
-    """Cells that are trained as one."""
+    """Cells that are trained as one; `part` is the key of all that are to be, those that are finished included."""
 
     cells: list[_Cell]
+    part: str
     trainee: stacking.Broadcast | mapping.Mapped
     streams: Streams
     calibrated: bool
@@ -246,19 +247,21 @@ def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> t
     return stacks, None
 
 
-def _stack(cells: list[_Cell], kind: type[stacking.Broadcast] | type[mapping.Mapped], place: torch.device) -> _Stack:
+def _stack(
+    cells: list[_Cell], kind: type[stacking.Broadcast] | type[mapping.Mapped], place: torch.device, part: str = ""
+) -> _Stack:
     streams = Streams([cell.config.seed for cell in cells], place)
     beside = [companion_of(cell.objective, cell.model, cell.config.seed) for cell in cells]
     companions = [each for each in beside if each is not None]
     trainee = kind([cell.model for cell in cells], [cell.objective for cell in cells], companions, streams)
-    return _Stack(cells, trainee, streams, calibration.is_optimal(cells[0].model))
+    return _Stack(cells, part or _key(cells), trainee, streams, calibration.is_optimal(cells[0].model))
 
 
 def _unfinished(stack: _Stack, session: Session) -> list[_Stack]:
     """The stack, as it was begun or is to be; if some of its runs are there already, one of the others."""
     left = [cell for cell in stack.cells if not cell.found]
-    if len(left) < len(stack.cells) and not session.is_begun(_key(stack.cells)):
-        return [_stack(left, type(stack.trainee), stack.streams.place)] if len(left) > 1 else []
+    if len(left) < len(stack.cells) and not session.is_begun(stack.part):
+        return [_stack(left, type(stack.trainee), stack.streams.place, stack.part)] if len(left) > 1 else []
     return [stack] if left else []
 
 
@@ -287,18 +290,26 @@ def _train(stacks: list[_Stack], dataset: data.Dataset, session: Session) -> set
     stream = threading.Lock()  # torch's own stream is moved, and looked at, by one thread at a time
     before = mapping.random_states(place)
 
-    def drawn() -> str | None:
-        with stream:
-            return mapping.DRAWS if mapping.random_states(place) != before else None
-
     def work(stack: _Stack) -> str | None:
         start, key, mapped = time.perf_counter(), _key(stack.cells), isinstance(stack.trainee, mapping.Mapped)
-        if known := session.refused(key):
+        if known := session.refused(stack.part):
             return known
+
+        def drawn() -> str | None:
+            if not mapped:
+                return None
+            with stream:
+                return mapping.DRAWS if mapping.random_states(place) != before else None
 
         def watch() -> Callable[[], str | None]:
             of_objective = watch_of([], stack.cells[0].objective)
-            return lambda: (stacking.STATE if changed() else of_objective()) or (drawn() if mapped else None)
+
+            def unfit() -> str | None:
+                if lost := stacking.STATE if changed() else drawn():
+                    raise RuntimeError(lost)  # it would be found at the end
+                return of_objective()
+
+            return unfit
 
         with stack.trainee.sandbox() as changed, session.pauses(key, watch) as pauses:
             try:
@@ -310,8 +321,8 @@ def _train(stacks: list[_Stack], dataset: data.Dataset, session: Session) -> set
                 if not mapped:
                     raise
                 results, reason = [], mapping.in_one_line(error)
-        if reason := reason or (drawn() if mapped else None):
-            session.refuse(key, reason)
+        if reason := reason or drawn():
+            session.refuse(stack.part, reason)
             return reason
         with stream:
             seconds = (pauses.seconds + time.perf_counter() - start) / len(stack.cells)

@@ -4,6 +4,7 @@ What is being written has a name of its own that ends in ".part". Who begins to 
 writers are dead or, where one is not, it finds that out and writes once more.
 """
 
+import contextlib
 import os
 import shutil
 import uuid
@@ -59,9 +60,17 @@ def clear(folder: Path) -> None:
     """Remove what writers have left that were killed."""
     for part in folder.glob(f"*{PART}"):
         if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
+            remove(part)
         else:
             part.unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, at once for all who look for it, so that none of them goes on with a part of what it held."""
+    part = _part(folder.parent)
+    with contextlib.suppress(FileNotFoundError):  # someone else has
+        os.rename(folder, part)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 class Unusable(ValueError):
