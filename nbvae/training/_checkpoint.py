@@ -41,6 +41,7 @@ class Pauses:
 
     seconds = 0.0  # that went into the training before this process
     complete = True  # whether the training was all that its config says
+    over = False  # whether there is nothing to go on with
 
     def __init__(self, stop: Stop):
         self.stop = stop
@@ -91,7 +92,6 @@ class Checkpoints(Pauses):
         self.start = self.last = time.monotonic()
         self.cost = _FIRST
         self.epoch = 0  # the one that is trained
-        self.kept = False  # whether what was trained is in the store
         self.lost: str | None = None  # why what was trained last is in no checkpoint
         self.pool = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
@@ -164,7 +164,10 @@ class Checkpoints(Pauses):
             self.told.add(self.lost)
             where = self.folder.parent.parent
             _log.warning(
-                "no checkpoint after %d epochs in %s: %s; what is trained is kept at its end", self.epoch, where, self.lost
+                "no checkpoint after %d epochs in %s: %s; what is trained is kept at its end, if there is room",
+                self.epoch,
+                where,
+                self.lost,
             )
 
 

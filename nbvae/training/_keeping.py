@@ -47,7 +47,7 @@ class Interrupted(SystemExit):
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Store:
     """A folder in which `fit` and `sweep` keep their runs: a finished one is loaded, an interrupted one goes on.
 
@@ -90,21 +90,19 @@ class Store:
     """
 
     folder: Path
-    every: int | None = None
-    minutes: float | None = None
+    every: int | None
+    minutes: float | None
 
-    def __post_init__(self) -> None:
+    def __init__(self, folder: str | os.PathLike, every: int | None = None, minutes: float | None = None):
         try:
-            folder = Path(os.path.expanduser(self.folder))
+            place = Path(os.path.expanduser(folder))
         except TypeError:
-            raise ValueError(f"folder must be the path of a folder, got {checks.short(self.folder)}") from None
-        object.__setattr__(self, "folder", folder)
-        if self.every is not None:
-            object.__setattr__(self, "every", checks.whole("every", self.every))
-        if self.minutes is not None:
-            object.__setattr__(self, "minutes", checks.positive("minutes", self.minutes))
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            raise _writing.Unusable(f"folder must be the path of a folder, and {folder} is none")
+            raise ValueError(f"folder must be the path of a folder, got {checks.short(folder)}") from None
+        if os.path.exists(place) and not os.path.isdir(place):
+            raise _writing.Unusable(f"folder must be the path of a folder, and {place} is none")
+        object.__setattr__(self, "folder", place)
+        object.__setattr__(self, "every", None if every is None else checks.whole("every", every))
+        object.__setattr__(self, "minutes", None if minutes is None else checks.positive("minutes", minutes))
 
     def runs(self) -> list[Path]:
         """The folders of the finished runs: `training.load` reads each."""
@@ -170,6 +168,8 @@ class Session:
             signal.signal(number, handler)
         if self.signal and (error is None or isinstance(error, InterruptedError)):
             raise Interrupted(self._line()) from None
+        if self.signal and isinstance(error, Exception):  # an error came first: the signal is answered as ever
+            signal.raise_signal(self.signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT == self.signal:
@@ -178,7 +178,7 @@ class Session:
 
     def _line(self) -> str:
         assert self.store is not None
-        left = [each for each in self.begun if not each.kept]
+        left = [each for each in self.begun if not each.over]
         done = min((each.epoch for each in left), default=self.config.epochs if self.finished == self.runs else 0)
         how_far = f"stopped after {done} of {self.config.epochs} epochs"
         if self.runs > 1:
@@ -198,11 +198,13 @@ class Session:
         """The finished run with this key. `ValueError` for one that is damaged."""
         if self.store is None or not os.path.isdir(folder := self.store.folder / key):
             return None
-        record = _record.parse(_content(folder / "run.json"), folder, make=True, objective=True)
-        if record.get("key") != key:
-            raise _record.refusal(folder, record, "it is that of another folder")
-        _content(folder / "model.safetensors")
-        state, hidden = read_weights(folder, record)
+        try:
+            record = _record.parse(read_file(folder / "run.json"), folder, make=True, objective=True)
+            if record.get("key") != key:
+                raise _record.refusal(folder, record, "it is that of another folder")
+            state, hidden = read_weights(folder, record)
+        except FileNotFoundError:
+            raise _record.refusal(folder, {}, "a file is missing") from None
         self.forget(key)
         self.finished += 1
         return Found(folder, record, state, hidden)
@@ -246,17 +248,19 @@ class Session:
                 files = {"model.safetensors": weights, "run.json": (json.dumps(record, indent=1) + "\n").encode()}
                 _writing.write_folder(self.store.folder / key, files, beside=pauses.folder)
         except OSError as problem:
-            reason = problem.strerror or problem
+            reason = problem.strerror or str(problem)
             if reason not in self.told:  # else it was said that this may come
+                self.told.add(reason)
                 cure = "save the run elsewhere with its save(folder), or make room and repeat the call"
                 _log.warning("what is trained is not kept in %s (%s): %s", self.store.folder, reason, cure)
         else:
             self.finished += len(runs)
-            pauses.kept = True
+            pauses.over = True
             self.forget(pauses.key)
 
-    def refuse(self, key: str, reason: str) -> None:
+    def refuse(self, pauses: Pauses, key: str, reason: str) -> None:
         """Note why models cannot be trained as one after all, so that it is not tried again."""
+        pauses.over = True
         if self.store is not None:
             with contextlib.suppress(OSError):  # then it will be
                 _writing.write(self._unfinished(key) / _REFUSED, reason.encode())
@@ -293,10 +297,3 @@ def _make_room(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         where = parts[parent]._buffers if last in parts[parent]._buffers else vars(parts[parent])
         if not isinstance(now := where.get(last), Tensor) or (now.shape, now.dtype) != (value.shape, value.dtype):
             where[last] = torch.empty_like(value)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return read_file(path)
-    except FileNotFoundError:
-        raise _record.refusal(path.parent, {}, f"{path.name} is missing") from None

@@ -242,7 +242,8 @@ class Digest:
         if isinstance(pieces, str):
             self._say(pieces)
         else:
-            self._all(piece if index < 3 else list(piece or ()) for index, piece in enumerate(pieces))
+            items: Any = pieces[3:]
+            self._all((*pieces[:3], *(list(each or ()) for each in items)))
 
     def _of_module(self, module: nn.Module, attributes: dict[str, Any]) -> dict[str, Any]:
         """The attributes of a torch module that are settings, its hooks without the numbers under which they are listed."""
@@ -273,7 +274,7 @@ class Digest:
         self._say("function", function.__qualname__, origin)
         if origin in ("installed", "own"):
             self._code(code)
-        self._all((function.__defaults__, function.__kwdefaults__, function.__dict__))
+        self._all((function.__defaults__, function.__kwdefaults__, _attributes(function)))
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             if not name.startswith(("_type_", "__dataclass_type_")):  # the annotations of a dataclass
                 self._say(name)
@@ -330,9 +331,14 @@ class Digest:
 
 
 def _attributes(thing: Any) -> dict[str, Any]:
-    """The attributes of an object, without those that are derived from the others when they are first asked for."""
+    """The attributes of an object, without those that are derived from the others when they are first asked for.
+
+    And without those that torch's compiler adds, which hold addresses.
+    """
     derived = _derived(type(thing))
-    return {name: value for name, value in settings(thing).items() if name not in derived}
+    return {
+        name: value for name, value in settings(thing).items() if name not in derived and not name.startswith("_torchdynamo")
+    }
 
 
 @functools.cache

@@ -322,7 +322,7 @@ def _train(stacks: list[_Stack], dataset: data.Dataset, session: Session) -> set
                     raise
                 results, reason = [], mapping.in_one_line(error)
         if reason := reason or drawn():
-            session.refuse(stack.part, reason)
+            session.refuse(pauses, stack.part, reason)
             return reason
         with stream:
             seconds = (pauses.seconds + time.perf_counter() - start) / len(stack.cells)
