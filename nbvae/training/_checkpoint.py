@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -62,8 +62,8 @@ class Pauses:
     def before_callback(self) -> None:
         """Before others are told of an epoch."""
 
-    def after_epoch(self, now: Progress, ended: bool) -> None:
-        """`ended`: whether it is the last by the wish of a callback."""
+    def after_epoch(self, now: Progress, last: bool, whole: bool) -> None:
+        """`last`: whether training ends; `whole`: whether it was all that its config says, and not ended by a callback."""
 
 
 class Checkpoints(Pauses):
@@ -71,6 +71,7 @@ class Checkpoints(Pauses):
 
     - `folder`: where it is.
     - `key`: of what is trained. A checkpoint of something else is none.
+    - `keys`: of the runs that are trained.
     - `every`, `minutes`: when one is written, as for `Store`.
     - `stop`: whether training is to stop, after a checkpoint.
     - `unfit`: in words why a checkpoint would not be exact, None where it would be.
@@ -81,6 +82,7 @@ class Checkpoints(Pauses):
         self,
         folder: Path,
         key: str,
+        keys: Sequence[str],
         every: int | None,
         minutes: float | None,
         stop: Stop,
@@ -88,7 +90,8 @@ class Checkpoints(Pauses):
         told: set[str],
     ):
         super().__init__(stop)
-        self.folder, self.key, self.every, self.minutes, self.unfit, self.told = folder, key, every, minutes, unfit, told
+        self.folder, self.key, self.keys, self.every, self.minutes = folder, key, list(keys), every, minutes
+        self.unfit, self.told = unfit, told
         self.start = self.last = time.monotonic()
         self.cost = _FIRST
         self.epoch = 0  # the one that is trained
@@ -118,9 +121,11 @@ class Checkpoints(Pauses):
     def before_callback(self) -> None:
         self._wait()  # or two epochs could be repeated that others were told of
 
-    def after_epoch(self, now: Progress, ended: bool) -> None:
-        self.epoch, self.complete = now.epoch, not ended
-        if ended or (self.every and now.epoch % self.every == 0):
+    def after_epoch(self, now: Progress, last: bool, whole: bool) -> None:
+        self.epoch, self.complete = now.epoch, whole
+        # Of several runs some may be kept, and others not, when the process ends: these then are what they are here.
+        needed = last and (not whole or len(self.keys) > 1)
+        if needed or (self.every and now.epoch % self.every == 0):
             self._write(now)
             self._tell()
 
@@ -139,7 +144,7 @@ class Checkpoints(Pauses):
         if state is None:
             self.lost = f"training could not go on exactly: {unfit}"
         else:
-            state[1]["seconds"] = self.seconds + begun - self.start
+            state[1].update(seconds=self.seconds + begun - self.start, keys=self.keys)
             self.pending = self.pool.submit(self._save, state, time.monotonic() - begun)
         self.last = time.monotonic()
 
@@ -207,6 +212,16 @@ def read(path: Path, key: str) -> State | None:
         _log.warning("%s was written with torch %s, this is %s: the run begins anew", path, said["torch"], torch.__version__)
         return None
     return tensors, said
+
+
+def keys_of(path: Path) -> list[str]:
+    """The keys of the runs in a checkpoint, where there is one; read from its header only."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return json.loads(json.loads(file.read(length))["__metadata__"]["state"])["keys"]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
+        return []  # whoever reads all of it says what is wrong
 
 
 def _header(content: bytes) -> bytes:

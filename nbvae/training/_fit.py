@@ -78,11 +78,11 @@ def fit(
     if on_epoch is not None and (reason := checks.not_callable_with(on_epoch, 0, {})):
         raise ValueError(f"on_epoch is a function of (epoch, history), got {checks.short(on_epoch)}: {reason}")
     session = Session(store, config)
-    key = session.key(model, dataset, objective, config)
     given = stacking.Alone(model, objective, None)
     before = {name: value.detach().clone() for name, value in given.tensors().items()} if store else {}
     try:
         with session:
+            key = session.key(model, dataset, objective, config)
             found = session.find(key)
             run, problem = (
                 found.into(model, objective, config)
@@ -112,7 +112,7 @@ def train_one(
     calibration.start(model, dataset, config.seed)
     model.train()
     trainee = stacking.Alone(model, objective, companion)
-    with session.pauses(key, lambda: watch_of(trainee.stateful, objective)) as pauses, seeded(config.seed, place):
+    with session.pauses(key, [key], lambda: watch_of(trainee.stateful, objective)) as pauses, seeded(config.seed, place):
         calibrated = calibration.is_optimal(model)
         [(history, problem)] = _loop.train(trainee, dataset, config, Streams([None], place), calibrated, pauses, on_epoch)
     calibration.settle(model, objective, dataset, config.seed)

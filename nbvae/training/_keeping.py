@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from nbvae import checks, data
 from nbvae.training import _record, _writing
-from nbvae.training._checkpoint import NAME, Checkpoints, Pauses, Stop
+from nbvae.training._checkpoint import NAME, Checkpoints, Pauses, Stop, keys_of
 from nbvae.training._config import TrainConfig, device
-from nbvae.training._key import key_of
+from nbvae.training._key import key_of, key_of_stack
 from nbvae.training.store import Run, fill, read_file, read_weights, serialized
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -61,9 +61,10 @@ class Store:
     trains, and of classes and functions of one's own what Python runs of them, with the functions, classes and values that
     they name. An edited body is another run; comments, and what is imported inside a function, are not seen.
 
-    A run that goes on is, on a CPU, the same bit by bit as one that was never interrupted. For that, everything that changes
-    must be a tensor of the model, as parameter, buffer or attribute. If anything else does, such as a counter in a model or an
-    objective, no checkpoint is made from then on, and one line in the log "nbvae.training" says so.
+    A run that goes on is, on a CPU with as many threads, the same bit by bit as one that was never interrupted. For that,
+    everything that changes must be a tensor of the model, as parameter, buffer or attribute, and random numbers torch's. If
+    anything else changes, such as a counter in a model or an objective, no checkpoint is made from then on, and one line in the
+    log "nbvae.training" says so.
 
     SIGINT (Ctrl-C) and SIGTERM let training stop at its next step, with a checkpoint: `Interrupted`, one line. A second SIGINT
     interrupts at once. This is for the main thread, others cannot receive signals.
@@ -148,7 +149,7 @@ class Session:
         self.stop, self.signal = Stop(), 0
         self.finished = 0
         self.told: set[str] = set()
-        self.begun: list[Checkpoints] = []
+        self.trainings: list[Checkpoints] = []
         self.handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -178,7 +179,7 @@ class Session:
 
     def _line(self) -> str:
         assert self.store is not None
-        left = [each for each in self.begun if not each.over]
+        left = [each for each in self.trainings if not each.over]
         done = min((each.epoch for each in left), default=self.config.epochs if self.finished == self.runs else 0)
         how_far = f"stopped after {done} of {self.config.epochs} epochs"
         if self.runs > 1:
@@ -209,18 +210,22 @@ class Session:
         self.finished += 1
         return Found(folder, record, state, hidden)
 
-    def is_begun(self, key: str) -> bool:
-        """Whether there is a checkpoint with this key."""
-        return self.store is not None and (self._unfinished(key) / NAME).is_file()
+    def begun(self, place: str) -> list[str] | None:
+        """The keys of the runs in the checkpoint at a place; None where there is none."""
+        if self.store is None or not os.path.exists(path := self._unfinished(place) / NAME):
+            return None
+        return keys_of(path)
 
-    def pauses(self, key: str, watch: Callable[[], Callable[[], str | None]]) -> Pauses:
+    def pauses(self, place: str, keys: Sequence[str], watch: Callable[[], Callable[[], str | None]]) -> Pauses:
         """The pauses of a training: with a store with checkpoints.
 
-        `watch`: begins to watch what is trained, for what then says why a checkpoint would not be exact, if it would not.
+        - `place`: under what key they are.
+        - `keys`: those of the runs that are trained.
+        - `watch`: begins to watch what is trained, for what then says why a checkpoint would not be exact, if it would not.
         """
         if self.store is None:
             return Pauses(self.stop)
-        folder = self._unfinished(key)
+        folder, key = self._unfinished(place), keys[0] if len(keys) == 1 else key_of_stack(keys)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _writing.clear(folder)
@@ -232,8 +237,8 @@ class Session:
             raise _writing.Unusable(
                 f"no run can be kept in {self.store.folder} ({reason}): give a folder that can be written to"
             ) from None
-        pauses = Checkpoints(folder, key, self.store.every, self.store.minutes, self.stop, watch(), self.told)
-        self.begun.append(pauses)
+        pauses = Checkpoints(folder, key, keys, self.store.every, self.store.minutes, self.stop, watch(), self.told)
+        self.trainings.append(pauses)
         return pauses
 
     def finish(self, pauses: Pauses, runs: Sequence[tuple[str, Run, str | None]]) -> None:
@@ -256,35 +261,32 @@ class Session:
         else:
             self.finished += len(runs)
             pauses.over = True
-            self.forget(pauses.key)
+            self.forget(pauses.folder.name)
 
-    def refuse(self, pauses: Pauses, key: str, reason: str) -> None:
+    def refuse(self, pauses: Pauses, reason: str) -> None:
         """Note why models cannot be trained as one after all, so that it is not tried again."""
         pauses.over = True
-        if self.store is not None:
+        if isinstance(pauses, Checkpoints):
             with contextlib.suppress(OSError):  # then it will be
-                _writing.write(self._unfinished(key) / _REFUSED, reason.encode())
-                (self._unfinished(key) / NAME).unlink(missing_ok=True)
+                _writing.write(pauses.folder / _REFUSED, reason.encode())
+                (pauses.folder / NAME).unlink(missing_ok=True)
 
-    def refused(self, key: str) -> str | None:
-        """Why the models with this key are not to be trained as one, where that is known."""
-        note = self._unfinished(key) / _REFUSED if self.store is not None else None
+    def refused(self, place: str) -> str | None:
+        """Why the models of a place are not to be trained as one, where that is known."""
+        note = self._unfinished(place) / _REFUSED if self.store is not None else None
         return note.read_text() if note is not None and note.is_file() else None
 
-    def forget(self, key: str) -> None:
-        """Remove what is kept of a training that is over."""
-        if self.store is not None and os.path.isdir(self._unfinished(key)):
+    def forget(self, place: str, keys: Sequence[str] = ()) -> None:
+        """Remove what is kept of a training that is over: if runs with all these keys are there."""
+        if self.store is None or not all(os.path.isdir(self.store.folder / key) for key in keys):
+            return
+        if os.path.isdir(folder := self._unfinished(place)):
             with contextlib.suppress(OSError):  # where nothing can be written, it may stay
-                _writing.remove(self._unfinished(key))
+                _writing.remove(folder)
 
-    def forget_stack(self, key: str, keys: Sequence[str]) -> None:
-        """Remove what is kept of a stack whose runs are all there."""
-        if self.store is not None and all(os.path.isdir(self.store.folder / each) for each in keys):
-            self.forget(key)
-
-    def _unfinished(self, key: str) -> Path:
+    def _unfinished(self, place: str) -> Path:
         assert self.store is not None
-        return self.store.folder / _UNFINISHED / key
+        return self.store.folder / _UNFINISHED / place
 
 
 def _make_room(model: nn.Module, tensors: dict[str, Tensor]) -> None:

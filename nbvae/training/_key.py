@@ -36,8 +36,8 @@ from nbvae._sameness import settings
 from nbvae._tensors import is_dense
 from nbvae.training._config import TrainConfig, device
 
-# What training needs of the library, under `nbvae`, without the data, which have a hash of their own.
-CODE = ("_measuring.py", "_randomness.py", "_sameness.py", "models", "objectives", "posterior", "training")
+# What training needs of the library, under `nbvae`; the data have a hash of their own.
+CODE = ("_measuring.py", "_randomness.py", "_sameness.py", "_tensors.py", "models", "objectives", "posterior", "training")
 _PACKAGE = str(Path(nbvae.__file__).parent)
 _KNOWN = tuple(each + os.sep for each in (_PACKAGE, str(Path(torch.__file__).parent)))
 _STANDARD = tuple(each + os.sep for each in {sysconfig.get_path("stdlib"), os.path.dirname(os.__file__)})
@@ -82,7 +82,8 @@ def key_of(model: nn.Module, dataset: data.Dataset, objective: Any, config: Trai
         if not is_dense(value):
             raise ValueError(f"only a model whose state is dense tensors can be stored, and its {name} is none")
     digest = Digest()
-    digest.add([of_library(), dataset.sha256, dataset.binarize, asdict(config) | {"device": device(config.device).type}])
+    digest.add([of_library(), data.Dataset.draw.__code__, dataset.sha256, dataset.binarize])
+    digest.add(asdict(config) | {"device": device(config.device).type})
     for what, thing in (("model", model), ("objective", objective), ("dataset", type(dataset))):
         try:
             digest.add(thing)

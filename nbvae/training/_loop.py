@@ -128,7 +128,8 @@ def train(
                 going_on = not _wants_to_stop(on_epoch(epoch, record.results()[0][0])) and going_on
             for module in trainee.modules:  # whatever was measured in between
                 module.train()
-        pauses.after_epoch(now, ended=not (going_on or now.over or now.epoch == config.epochs))
+        whole = now.over or now.epoch == config.epochs
+        pauses.after_epoch(now, last=whole or not going_on, whole=whole)
         if not going_on:
             break
     record.finish()

@@ -82,18 +82,17 @@ def sweep(
     options = [{}] if sigmas is None else [{"sigma": sigma} for sigma in checks.listed("sigmas", sigmas)]
     if reason := checks.not_callable_with(make, **options[0]):
         raise ValueError(f"make is called as make({', '.join(f'{name}=…' for name in options[0])}), and cannot be: {reason}")
-    place, session = device(config.device), Session(store, config)
-    cells = []
-    for each, option, seed in itertools.product(chosen, options, seeds):
-        with seeded(seed, place):
-            cells.append(_Cell(make(**option), each, option, replace(config, seed=seed)))
-    groups = _alike(cells)
-    for cell in cells:  # before anything looks at the models
-        cell.key = session.key(cell.model, dataset, cell.objective, cell.config)
-    for group in groups:  # the data are checked once for each architecture
-        accept(group[0].model, dataset, group[0].objective, config)
-    session.runs = len(cells)
-    with session:
+    grid = list(itertools.product(chosen, options, seeds))
+    place, cells = device(config.device), []
+    with Session(store, config, len(grid)) as session:
+        for each, option, seed in grid:
+            with seeded(seed, place):
+                cells.append(_Cell(make(**option), each, option, replace(config, seed=seed)))
+        groups = _alike(cells)
+        for cell in cells:  # before anything looks at the models
+            cell.key = session.key(cell.model, dataset, cell.objective, cell.config)
+        for group in groups:  # the data are checked once for each architecture
+            accept(group[0].model, dataset, group[0].objective, config)
         for cell in cells:
             cell.found = session.find(cell.key)
         _run(groups, cells, dataset, place, session)
@@ -131,7 +130,7 @@ def _run(
         if cell.found:
             cell.run, cell.problem = cell.found.into(cell.model, cell.objective, cell.config)
     for part in parts:
-        session.forget_stack(_key(part), [cell.key for cell in part])
+        session.forget(_place(part), [cell.key for cell in part])
 
 
 @dataclass(eq=False)
@@ -150,10 +149,10 @@ class _Cell:
 
 @dataclass(eq=False)
 class _Stack:
-    """Cells that are trained as one; `part` is the key of all that are to be, those that are finished included."""
+    """Cells that are trained as one, and the place in a store of all that are to be, those that are finished included."""
 
     cells: list[_Cell]
-    part: str
+    place: str
     trainee: stacking.Broadcast | mapping.Mapped
     streams: Streams
     calibrated: bool
@@ -218,8 +217,8 @@ def _parts(cells: list[_Cell], place: torch.device) -> list[list[_Cell]]:
     return [[cells[index] for index in group] for group in groups]
 
 
-def _key(cells: list[_Cell]) -> str:
-    """The key of cells that are trained as one."""
+def _place(cells: list[_Cell]) -> str:
+    """Where a store keeps what it knows of cells that are to be trained as one."""
     return key_of_stack([cell.key for cell in cells])
 
 
@@ -237,7 +236,7 @@ def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> t
     stacks = []
     for part in _parts(cells, place):
         try:
-            stack = _stack(part, stacking.Broadcast if own else mapping.Mapped, place)
+            stack = _stack(part, stacking.Broadcast if own else mapping.Mapped, _place(part), place)
             reason = None if own else _disagreement(stack, dataset)
         except Exception as error:  # most likely an error of the model or the objective, which its fit will raise
             return [], f"a step of one alone failed ({type(error).__name__}: {checks.line(error)})"
@@ -248,21 +247,22 @@ def _stacks(cells: list[_Cell], dataset: data.Dataset, place: torch.device) -> t
 
 
 def _stack(
-    cells: list[_Cell], kind: type[stacking.Broadcast] | type[mapping.Mapped], place: torch.device, part: str = ""
+    cells: list[_Cell], kind: type[stacking.Broadcast] | type[mapping.Mapped], place: str, where: torch.device
 ) -> _Stack:
-    streams = Streams([cell.config.seed for cell in cells], place)
+    streams = Streams([cell.config.seed for cell in cells], where)
     beside = [companion_of(cell.objective, cell.model, cell.config.seed) for cell in cells]
     companions = [each for each in beside if each is not None]
     trainee = kind([cell.model for cell in cells], [cell.objective for cell in cells], companions, streams)
-    return _Stack(cells, part or _key(cells), trainee, streams, calibration.is_optimal(cells[0].model))
+    return _Stack(cells, place, trainee, streams, calibration.is_optimal(cells[0].model))
 
 
 def _unfinished(stack: _Stack, session: Session) -> list[_Stack]:
-    """The stack, as it was begun or is to be; if some of its runs are there already, one of the others."""
-    left = [cell for cell in stack.cells if not cell.found]
-    if len(left) < len(stack.cells) and not session.is_begun(stack.part):
-        return [_stack(left, type(stack.trainee), stack.streams.place, stack.part)] if len(left) > 1 else []
-    return [stack] if left else []
+    """The stack as it was begun, some of whose runs may be there by now; else one of those that are not there."""
+    begun = session.begun(stack.place)
+    left = [cell for cell in stack.cells if (cell.key in begun if begun else not cell.found)]
+    if len(left) == len(stack.cells):
+        return [stack]
+    return [_stack(left, type(stack.trainee), stack.place, stack.streams.place)] if len(left) > 1 else []
 
 
 def _disagreement(stack: _Stack, dataset: data.Dataset) -> str | None:
@@ -291,8 +291,8 @@ def _train(stacks: list[_Stack], dataset: data.Dataset, session: Session) -> set
     before = mapping.random_states(place)
 
     def work(stack: _Stack) -> str | None:
-        start, key, mapped = time.perf_counter(), _key(stack.cells), isinstance(stack.trainee, mapping.Mapped)
-        if known := session.refused(stack.part):
+        start, mapped = time.perf_counter(), isinstance(stack.trainee, mapping.Mapped)
+        if known := session.refused(stack.place):
             return known
 
         def drawn() -> str | None:
@@ -311,7 +311,8 @@ def _train(stacks: list[_Stack], dataset: data.Dataset, session: Session) -> set
 
             return unfit
 
-        with stack.trainee.sandbox() as changed, session.pauses(key, watch) as pauses:
+        keys = [cell.key for cell in stack.cells]
+        with stack.trainee.sandbox() as changed, session.pauses(stack.place, keys, watch) as pauses:
             try:
                 results = _loop.train(stack.trainee, dataset, session.config, stack.streams, stack.calibrated, pauses)
                 reason = stacking.STATE if changed() else None
@@ -322,7 +323,7 @@ def _train(stacks: list[_Stack], dataset: data.Dataset, session: Session) -> set
                     raise
                 results, reason = [], mapping.in_one_line(error)
         if reason := reason or drawn():
-            session.refuse(pauses, stack.part, reason)
+            session.refuse(pauses, reason)
             return reason
         with stream:
             seconds = (pauses.seconds + time.perf_counter() - start) / len(stack.cells)
