@@ -245,12 +245,12 @@ def _is_mean(value: float, values: Any) -> bool:
 
 def _values(values: Any) -> Any:
     """Numbers (n,) in double precision: a tensor, on the CPU, of a tensor, an array of anything else."""
-    wrong = [each for each in values if isinstance(each, bool | Estimate | None)] if isinstance(values, list | tuple) else []
-    if wrong:
+    listed: list[Any] = list(values) if isinstance(values, list | tuple) else []
+    if wrong := [each for each in listed if isinstance(each, bool | Estimate | None)]:
         hint = ": float(e) is the value of one" if isinstance(wrong[0], Estimate) else ""
         raise ValueError(f"values must be numbers, got {checks.short(wrong[0])}{hint}")
     try:
-        if isinstance(values, list | tuple) and any(isinstance(each, str) for each in values):
+        if any(isinstance(each, str) for each in listed):
             raise ValueError
         values = values.detach().cpu().double() if hasattr(values, "detach") else np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):

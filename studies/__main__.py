@@ -86,6 +86,8 @@ def run(name: str, plan: Any, lab: Lab, options: argparse.Namespace) -> None:
     print(found.said)
     for check in found.checks:
         print(f"{'passed' if check.passed else 'FAILED'}: {check.name} ({check.found})")
+    if options.plan != "full":
+        print(f"The {options.plan} plan shows how it is done; what is claimed rests on the full one.")
     if options.record:
         record.write(found)
         print(f"recorded in {os.path.relpath(record.RECORDED / f'{name}.json')}")

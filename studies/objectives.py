@@ -210,5 +210,5 @@ def _said(table: Any) -> str:
         f"Under its own objective each model is better than every other; the closest is {closest['objective']} under "
         f"{closest['under']}, worse by {results.Estimate(closest['value'], closest['stderr'])} nats."
         if (table["value"] > 0).all()
-        else f"{int((table['value'] <= 0).sum())} of {len(table)} models are as good under another objective as its own model."
+        else f"In {int((table['value'] <= 0).sum())} of {len(table)} comparisons a model is no worse than the objective's own."
     )

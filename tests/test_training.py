@@ -621,7 +621,11 @@ class Plain(torch.nn.Module):
         ("posterior", lambda it: it.base_dist, r"posterior\(x\) .*Independent"),
         ("posterior", lambda it: (it.mean, it.stddev), "got a tuple"),
         ("posterior", lambda it: D.Independent(D.Bernoulli(logits=it.mean), 1), "rsample"),
-        ("posterior", lambda it: D.Independent(D.Normal(it.mean, -it.stddev), 1), r"posterior\(x\) of x \(2, 1, 8, 8\) fails: Expected parameter scale"),
+        (
+            "posterior",
+            lambda it: D.Independent(D.Normal(it.mean, -it.stddev), 1),
+            r"posterior\(x\) of x \(2, 1, 8, 8\) fails: Expected parameter scale",
+        ),
         ("posterior", lambda it: D.Independent(D.StudentT(3.0, it.mean, it.stddev), 1), "closed form"),
         ("likelihood", lambda it: it.base_dist, r"event \(1, 8, 8\), got \(\)"),
         ("likelihood", lambda it: D.Independent(it.base_dist, 1), r"event \(1, 8, 8\), got \(8,\)"),
