@@ -245,7 +245,7 @@ def _is_mean(value: float, values: Any) -> bool:
 
 def _values(values: Any) -> Any:
     """Numbers (n,) in double precision: a tensor, on the CPU, of a tensor, an array of anything else."""
-    listed: list[Any] = list(values) if isinstance(values, list | tuple) else []
+    listed: list[Any] = list(values) if type(values) in (list, tuple) else []
     if wrong := [each for each in listed if isinstance(each, bool | Estimate | None)]:
         hint = ": float(e) is the value of one" if isinstance(wrong[0], Estimate) else ""
         raise ValueError(f"values must be numbers, got {checks.short(wrong[0])}{hint}")
