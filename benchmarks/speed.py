@@ -1,4 +1,5 @@
-"""What the library's loop costs: `fit` against a bare loop, `sweep` against the same fits one after the other.
+"""What the library's loop costs: `fit` against a bare loop, `sweep` against the same fits one after the other, and what a model
+of many β costs against a β-VAE (`price` and `sweep_price` of studies/multi_beta.py).
 
     python benchmarks/speed.py [--rounds 5] [--threads 2]
 
@@ -52,7 +53,7 @@ def report(name: str, first: Callable[[], object], second: Callable[[], object],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time fit against a bare loop, and sweep against fits.")
+    parser = argparse.ArgumentParser(description="Time fit against a bare loop, sweep against fits, and a model of many β.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -70,6 +71,17 @@ def main() -> None:
     report("fit / bare loop, MNIST 784-512-16, batch 128",
            lambda: training.fit(model(mnist, 512, 16), mnist, objectives.VAE(), config),
            lambda: bare_loop(model(mnist, 512, 16), mnist.train, config), options.rounds)  # fmt: skip
+    for name, dataset, hidden, latents, config in (
+        ("digits 64-128-128-8, batch 100", digits, (128, 128), 8, training.TrainConfig(25, 100, device="cpu")),
+        ("MNIST 784-200-16, batch 100", mnist, (200,), 16, training.TrainConfig(4, 100, device="cpu")),
+    ):
+        shape = {"shape": dataset.shape, "latent_dim": latents, "hidden": hidden}
+        plain, many = functools.partial(models.VAE, **shape), functools.partial(models.MultiBetaVAE, **shape)
+        one = functools.partial(one_by_one, many, dataset, [objectives.MultiBeta()], config)
+        alone = functools.partial(one_by_one, plain, dataset, [objectives.VAE()], config)
+        four = functools.partial(training.sweep, plain, dataset, [0.01, 0.1, 1.0, 10.0], config=config)
+        report(f"one model of many β / β-VAE, {name}", one, alone, options.rounds)
+        report(f"4 of many β / sweep of 4, {name}", lambda one=one: [one() for _ in range(4)], four, options.rounds)
     betas = [2.0 ** (i / 2 - 4) for i in range(16)]
     for name, dataset, hidden, latents, config in (
         ("16 fits / sweep, digits 64-128-8, batch 64", digits, 128, 8, training.TrainConfig(3, 64, device="cpu")),

@@ -1,4 +1,4 @@
-"""Whether trainings have converged as far as what is claimed of them needs: three checks that cost little.
+"""Whether trainings have converged as far as what is claimed of them needs: checks that cost little.
 
 1. *Cross table*: every model measured under every other model's objective. Each must be the best, within error, under its own.
 2. *Twice the passes*: training for twice as long moves nothing that is claimed by more than its error.
@@ -8,6 +8,7 @@ An error so large that nothing could be seen beside it is no agreement: each che
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -97,6 +98,29 @@ def twice(frame: pd.DataFrame, by: list[str]) -> Check:
         worst = max(worst, (size, f"{' '.join(map(str, key))}: {change:+}, {allowed:.2g} allowed"))
     found = f"of {frame.groupby(['quantity', *by]).ngroups} claims the largest change is of {worst[1]}"
     return Check(f"{many} passes move nothing that is claimed after {few}", passed, found)
+
+
+def allowed(claim: Estimate, largest_error: float) -> float:
+    """The most that what is claimed may be off, and its error be: `largest_error` or, if that is more, a quarter of it."""
+    return max(largest_error, abs(claim.value) / 4)
+
+
+def errors(claims: Mapping[str, Estimate], largest_error: float) -> Check:
+    """Whether the errors of what is claimed are small enough to see it.
+
+    - `claims`: estimates over seeds, by name, at least one.
+    - `largest_error`: the most that a standard error may be, in the unit of the claims, unless it is at most a quarter of what
+      is claimed.
+
+    >>> claims = {"regret": Estimate(4.0, 0.9), "loss": Estimate(0.01, 0.05)}
+    >>> [errors(claims, largest).passed for largest in (0.1, 0.01)]
+    [True, False]
+    """
+    sizes = {name: claim.stderr / allowed(claim, largest_error) for name, claim in claims.items()}
+    name = max(sizes, key=lambda name: (not sizes[name] <= 1, sizes[name]))  # an error that is not known is none too small
+    limit = allowed(claims[name], largest_error)
+    found = f"of {len(claims)} claims the largest error is of {name}: {claims[name]:+}, {limit:.2g} allowed"
+    return Check("the errors of what is claimed are small enough", all(size <= 1 for size in sizes.values()), found)
 
 
 def second_moments(values: dict[str, float], tolerance: float) -> Check:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 
 import studies
-from nbvae import models, objectives, training
+from nbvae import models, objectives, results, training
 from studies import convergence, lab, record
 from studies.__main__ import main
 from studies.plan import Plan
@@ -268,6 +269,19 @@ def test_second_moments_are_compared_with_one():
     failed = convergence.second_moments({"a": 0.01, "b": 0.06}, 0.05)
     assert not failed.passed
     assert "b" in failed.found
+
+
+def test_errors_may_be_as_large_as_allowed_or_a_quarter_of_what_is_claimed_and_must_be_known():
+    def passed(*pairs, largest=0.1):
+        return convergence.errors({str(i): results.Estimate(*pair) for i, pair in enumerate(pairs)}, largest).passed
+
+    assert passed((0.0, 0.1), (-4.0, 1.0))
+    assert not passed((0.0, 0.11), (-4.0, 1.0))
+    assert not passed((0.0, 0.1), (-4.0, 1.01))
+    assert not passed((4.0, math.nan), (0.0, 0.0))
+    assert passed((0.0, 0.2), largest=0.2)
+    worst = {"a": results.Estimate(0.0, 0.1), "b": results.Estimate(4.0, 2.0), "c": results.Estimate(9.0, 2.0)}
+    assert "largest error is of b" in convergence.errors(worst, 0.1).found
 
 
 def a_record(**more) -> record.Record:

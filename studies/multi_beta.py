@@ -1,0 +1,509 @@
+"""One model of many β against one β-VAE for each β: the regret of D + βR.
+
+The model takes β as an input and is trained for all of them at once. That one network can be conditioned on the weights of its
+loss, a β-VAE's among them, by FiLM and with log-uniform weights, is of Dosovitskiy & Djolonga (2020); the gates that it is
+compared with are those of the Multi-Rate VAE (Bae et al. 2023).
+
+All have the same architecture, batch size and schedule. From a ladder of numbers of passes, up to those that it may have, and
+for each number from a search of learning rates, each training is the best one on the validation images: of a β-VAE for its β,
+of one model by the mean over the βs that it is compared at. On small data the best are not the longest. Choices are means over
+seeds; regrets are differences on the test images, in pairs of seeds.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import distributions, nn
+
+from nbvae import checks, data, estimators, models, objectives, results, training
+from nbvae.models.multi_beta import Condition
+from nbvae.models.vae import normal
+from studies import convergence, provenance
+from studies.lab import Lab
+from studies.plan import Plan as Common
+from studies.plan import load
+from studies.record import Record
+
+QUESTION = "What does one model of many β lose against one β-VAE for each, at equal steps and at equal compute?"
+CHAPTER = "05_one_model_many_betas"
+DATASETS = ("digits", "mnist", "glyphs")
+DEDICATED = "β-VAE"
+DATA = ("dataset", "binarize", "images")
+SHAPE = ("network", "hidden", "latent_dim", "batch", "low", "high")
+CONDITIONINGS = ("film", "gates", "free variance", "log β alone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Common):
+    """Settings of the study.
+
+    - `kinds`: models of many β, "CONDITIONING p=POWER", trained with the weights β^(−POWER). "film" and "gates" are those of
+      `models.MultiBetaVAE`; "free variance" is film without the log-variance's response to β, "log β alone" film by linear
+      functions of log β. The first is the one that is also compared at equal compute.
+    - `betas`: where they are compared.
+    - `points`: the numbers of β-VAEs, of a short curve and of a long one, whose compute one model is given.
+    - `low`, `high`: the range of β that one model is trained for.
+    - `network`, `hidden`, `latent_dim`, `batch`: of the models and their training, under a one-cycle schedule.
+    - `passes`: over the training images, at most; some seeds are also given twice as many.
+    - `rungs`: how many numbers of passes there are to choose from: these, half as many, a quarter, …
+    - `again`: how many of the seeds.
+    - `search`: on how many of the seeds passes and learning rate are chosen; the others are trained with what is chosen.
+    - `lrs`: learning rates to choose from. While the best is the largest or the smallest, further ones are tried.
+    - `gain`: by how much it must be better than the others for that, in nats.
+    - `price`, `sweep_price`: what a step of one model costs, in steps of a β-VAE that is trained alone, and of one of four in a
+      sweep (benchmarks/speed.py).
+    - `draws`: of z for each image, to measure D; `measured`: how many validation and test images at most, None for all.
+    - `largest_error`: the most that the standard error of a mean regret may be, in nats, unless it is at most a quarter of it.
+    - `keep`: whether a model of the first kind is recorded, as "one_model".
+    """
+
+    kinds: tuple[str, ...] = (
+        *("film p=0.25", "film p=0", "film p=0.5", "gates p=0", "gates p=0.25"),
+        *("free variance p=0.25", "log β alone p=0.25"),
+    )
+    betas: tuple[float, ...] = (0.05, 0.1, 0.3, 1.0, 3.0, 10.0)
+    points: tuple[int, ...] = (4, 10)
+    low: float = 0.03
+    high: float = 15.0
+    network: str = "mlp"
+    hidden: tuple[int, ...] = (128, 128)
+    latent_dim: int = 8
+    batch: int = 100
+    passes: int = 200
+    rungs: int = 3
+    again: int = 6
+    search: int = 2
+    lrs: tuple[float, ...] = (1e-3, 2.5e-3, 6e-3)
+    gain: float = 0.02
+    price: float = 1.5
+    sweep_price: float = 3.0
+    draws: int = 10
+    measured: int | None = None
+    largest_error: float = 0.1
+    keep: bool = False
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("passes", "rungs", "batch", "draws", "measured"):
+            if getattr(self, name) is not None:
+                checks.whole(name, getattr(self, name))
+        for name in ("price", "sweep_price", "largest_error"):
+            checks.positive(name, getattr(self, name))
+        if not self.kinds or len(set(map(Kind.of, self.kinds))) < len(self.kinds):
+            raise ValueError("kinds must be different, at least one")
+        for name in ("betas", "lrs"):
+            each = getattr(self, name)
+            if not each or list(each) != sorted(set(each)) or each[0] <= 0:
+                raise ValueError(f"{name} must be numbers > 0, from the smallest to the largest; got {checks.short(each)}")
+        if len(set(self.points)) < len(self.points) or min(self.points, default=1) < 1:
+            raise ValueError(f"points must be different whole numbers >= 1; got {checks.short(self.points)}")
+        if not 0 < self.low <= self.betas[0] or self.high < self.betas[-1] or self.low == self.high:
+            raise ValueError("low and high must have all of betas between them")
+        if len(self.seeds) < 2 or not 2 <= self.again <= len(self.seeds):
+            raise ValueError("errors need at least two seeds, also of those that are trained again")
+        if not all(self.worth(points, price) for points in self.points for price in (self.price, self.sweep_price)):
+            raise ValueError("price and sweep_price leave one model no pass that costs as little as so many points")
+        if not 1 <= self.search <= self.again:
+            raise ValueError("search must be at least one of the seeds that are trained again")
+
+    def ladder(self, most: float) -> list[int]:
+        """The numbers of passes that a training is chosen from, if it may have at most `most`.
+
+        >>> Plan(passes=100, rungs=3).ladder(270)
+        [25, 50, 100, 200]
+        """
+        steps = [self.passes >> k for k in range(self.rungs)][::-1]
+        while 2 * steps[-1] <= most:
+            steps.append(2 * steps[-1])
+        return [step for step in dict.fromkeys(steps) if 1 <= step <= most]
+
+    def worth(self, points: int, price: float) -> int:
+        """The most passes of the ladder that cost one model no more than `passes` of so many β-VAEs."""
+        return max(self.ladder(points * self.passes / price), default=0)
+
+
+class Kind(NamedTuple):
+    """A model of many β: how it is conditioned, and the power of its weights."""
+
+    conditioning: str
+    power: float
+
+    @classmethod
+    def of(cls, name: str) -> "Kind":
+        conditioning, _, power = name.rpartition(" p=")
+        try:
+            checks.choice("a conditioning", conditioning, CONDITIONINGS)
+            return cls(conditioning, checks.not_negative("p", float(power)))
+        except ValueError as error:
+            raise ValueError(f"kinds must be like 'film p=0.25', got {name!r}: {checks.line(error)}") from None
+
+
+class Entrant(NamedTuple):
+    """What is compared: the best training of each member, a β of the β-VAEs or one model's power, of at most so many passes."""
+
+    name: str
+    conditioning: str
+    members: tuple[float, ...]
+    passes: int
+
+
+class Choice(NamedTuple):
+    """A training, but for its seed."""
+
+    conditioning: str
+    member: float
+    passes: int
+    lr: float
+
+
+def plan(dataset: str, budget: str) -> Plan:
+    full = Plan(dataset=dataset, keep=dataset == "digits")
+    if dataset in ("mnist", "glyphs"):
+        full = full.changed(
+            kinds=("film p=0", "film p=0.25", "gates p=0", "free variance p=0", "log β alone p=0"),
+            images=10_000,
+            betas=(0.01, 0.1, 1.0, 10.0),
+            low=0.005,  # wider than what is compared: at an end of its range a model sees neighbours on one side only
+            high=20.0,
+            hidden=(200,),
+            latent_dim=16,
+            passes=80,
+            lrs=(1e-3, 2e-3, 4e-3),
+            gain=0.05,
+            price=1.3,
+            sweep_price=1.7,
+            draws=1,
+            measured=4000,
+            largest_error=0.25,
+            seeds=(0, 1, 2),
+            again=2,
+            search=1,
+        )
+    if dataset == "glyphs":
+        full = full.changed(binarize="threshold")
+    short = full.changed(
+        kinds=(full.kinds[0], "gates p=0"), lrs=full.lrs[1:2], rungs=1, draws=1, seeds=(0, 1), again=2, search=1
+    )
+    if budget == "quick":
+        return short.changed(passes=20, **({} if full.images is None else {"images": 2000, "measured": 2000}))
+    if budget == "smoke":
+        return short.changed(images=200, measured=500, passes=1, betas=full.betas[1:3], points=(4,), hidden=(16,))
+    return full
+
+
+def run(plan: Plan, lab: Lab) -> Record:
+    every = searched(plan, lab)
+    frame = compared(plan, every, 1, plan.seeds)
+    again = [compared(plan, every, times, plan.seeds[: plan.again]) for times in (1, 2)]
+    claims = claims_of(plan, frame)
+    return Record(
+        study="multi_beta",
+        plan=plan.settings,
+        hash=plan.hash,
+        frame=results.frame_of(frame.to_dict("records"), study="multi_beta", dataset=plan.dataset),
+        checks=[
+            _crossed(plan, frame, DEDICATED, "the β-VAEs"),
+            _crossed(plan, frame, plan.kinds[0], "one model's views"),
+            convergence.errors({f"{name} at β = {beta}": claim for (name, beta), claim in claims.items()}, plan.largest_error),
+            _doubled(plan, claims, *again),
+        ],
+        said=_said(plan, claims),
+        data=plan.data().sha256,
+        code=provenance.code(__name__),
+        notes=lab.notes,
+        runs={"one_model": _kept(plan, lab, every)} if plan.keep else {},
+    )
+
+
+# What is trained: with the first seeds everything that is chosen from, with the others what is chosen.
+
+
+def searched(plan: Plan, lab: Lab) -> Any:
+    """All trainings of the study: a row for each and each β, with what validation and test images say of it."""
+    first = plan.seeds[: plan.search]
+    todo = [(Choice(*key, lr), first) for key in ladders(plan) for lr in plan.lrs]
+    every = trainings(plan, lab, todo, "learning rates")
+    while todo := [(choice, first) for choice in further(every, plan.gain)]:
+        every = pd.concat([every, trainings(plan, lab, todo, "learning rates")], ignore_index=True)
+    chosen: dict[Choice, tuple[int, ...]] = {}
+    for times, seeds in ((2, plan.seeds[: plan.again]), (1, plan.seeds)):  # all seeds, where some are asked for as well
+        for entrant in entrants(plan):
+            chosen |= dict.fromkeys(choose(plan, every, entrant, times), seeds[plan.search :])
+    rest = [(choice, seeds) for choice, seeds in chosen.items() if seeds]
+    return pd.concat([every, trainings(plan, lab, rest, "further seeds")], ignore_index=True) if rest else every
+
+
+def ladders(plan: Plan) -> list[tuple[str, float, int]]:
+    """Each conditioning, member and number of passes that is trained."""
+    found = {
+        (entrant.conditioning, member, passes)
+        for entrant in entrants(plan)
+        for member in entrant.members
+        for passes in plan.ladder(2 * entrant.passes)
+    }
+    return sorted(found)
+
+
+def trainings(plan: Plan, lab: Lab, todo: Iterable[tuple[Choice, tuple[int, ...]]], what: str) -> Any:
+    """Train each of `todo` with its seeds, members of one kind together, the longest first."""
+    stacks: dict[Any, list[float]] = {}
+    for choice, seeds in todo:
+        stacks.setdefault((choice.conditioning, choice.passes, choice.lr, seeds), []).append(choice.member)
+    cells = [
+        {"conditioning": conditioning, "passes": passes, "lr": lr, "seeds": seeds, "members": members}
+        | {name: plan.settings[name] for name in (*DATA, *SHAPE, "betas", "draws", "measured")}
+        for (conditioning, passes, lr, seeds), members in stacks.items()
+    ]
+    cells.sort(key=lambda cell: cell["passes"] * len(cell["seeds"]) * len(cell["members"]), reverse=True)
+    return pd.DataFrame([row for found in lab.map(train, cells, what) for row in found["rows"]])
+
+
+def further(every: Any, gain: float) -> list[Choice]:
+    """Trainings to add because the best learning rate is the largest or the smallest that was tried.
+
+    - `every`: rows with a conditioning, member, passes, lr, seed, beta and the loss on the validation images.
+    - `gain`: by how much the best must be better than the others, in nats.
+    """
+    found = []
+    for (conditioning, member, passes), group in every.groupby(["conditioning", "member", "passes"], sort=False):
+        losses = _means(group).droplevel("passes")
+        rates, best = losses.index.to_list(), int(losses.argmin())
+        if len(rates) < 2 or best not in (0, len(rates) - 1) or not losses.iloc[best] < losses.drop(rates[best]).min() - gain:
+            continue
+        beside = rates[1] if best == 0 else rates[-2]
+        found.append(Choice(conditioning, member, passes, float(f"{rates[best] ** 2 / beside:.2g}")))
+    return found
+
+
+def choose(plan: Plan, every: Any, entrant: Entrant, times: int) -> list[Choice]:
+    """The best trainings of an entrant, of at most so many times its passes, one for each member."""
+    found = []
+    for member in entrant.members:
+        mine = (every["conditioning"] == entrant.conditioning) & (every["member"] == member)
+        known = every["seed"].isin(plan.seeds[: plan.search]) & (every["passes"] <= times * entrant.passes)
+        means = _means(every[mine & known])
+        passes, lr = means.idxmin()
+        if not math.isfinite(means.min()):
+            raise RuntimeError(f"every training of {entrant.name} diverged")
+        found.append(Choice(entrant.conditioning, member, int(passes), float(lr)))
+    return found
+
+
+def _means(rows: Any) -> Any:
+    """The mean loss on the validation images of each number of passes and learning rate; infinite where one diverged."""
+    each = rows.groupby(["passes", "lr"])["validation"]
+    means = each.agg(lambda values: values.mean(skipna=False)).fillna(math.inf)
+    return means.where(each.size() == each.size().max(), math.inf)
+
+
+def train(
+    dataset: str,
+    binarize: str | None,
+    images: int | None,
+    betas: list[float],
+    draws: int,
+    measured: int | None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Trainings of one conditioning, for each member and seed: validation loss, test loss, rate and distortion at each β.
+
+    `settings` are those of `trained`.
+    """
+    ds, rows = load(dataset, binarize, images), []
+    for each in trained(ds, **settings):
+        own = getattr(each.objective, "beta", None)  # of a β-VAE
+        place = {name: settings[name] for name in ("conditioning", "passes", "lr")} | {"seed": each.config.seed}
+        place |= {"member": each.objective.power if own is None else own, "n": len(ds.test[:measured])}
+        for beta in betas if own is None else [own]:
+            model = each.model.at(beta) if own is None else each.model
+            validation, test = (estimators.evaluate(model, x[:measured], beta, draws) for x in (ds.validation, ds.test))
+            found = {"validation": validation.loss(), "loss": test.loss(), "rate": test.rate, "distortion": test.distortion}
+            rows.append(place | {"beta": beta} | found)
+    return {"rows": rows}
+
+
+def trained(
+    ds: data.Dataset,
+    network: str,
+    hidden: list[int],
+    latent_dim: int,
+    batch: int,
+    low: float,
+    high: float,
+    conditioning: str,
+    members: list[float],
+    passes: int,
+    lr: float,
+    seeds: list[int],
+    store: str | None,
+    device: str,
+) -> list[Any]:
+    """The runs of each member, a β or the power of one model's weights, with each seed.
+
+    One that diverged is as it was at its last good epoch: too large a learning rate is part of the search.
+    """
+    shape = {"shape": ds.shape, "network": network, "hidden": hidden, "latent_dim": latent_dim} | likelihood(ds)
+
+    def make() -> models.VAE:
+        return models.VAE(**shape) if conditioning == DEDICATED else many(conditioning, shape, (low, high))
+
+    each = [objectives.BetaVAE(member) if conditioning == DEDICATED else objectives.MultiBeta(member) for member in members]
+    config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
+    kept: Any = {} if store is None else {"store": training.Store(Path(store))}
+    try:
+        return training.sweep(make, ds, objectives=each, seeds=seeds, config=config, **kept)
+    except training.Diverged as stopped:
+        return stopped.runs
+
+
+def likelihood(ds: data.Dataset) -> dict[str, Any]:
+    """The decoder's distribution for these data: Bernoulli on pixels of 0 and 1, else a narrow Gaussian."""
+    return {} if ds.is_binary else {"likelihood": "gaussian", "sigma": 0.1 * ds.train.std().item()}
+
+
+def many(conditioning: str, shape: dict[str, Any], beta_range: tuple[float, float]) -> models.MultiBetaVAE:
+    """A new model of many β."""
+    kind = FreeVariance if conditioning == "free variance" else models.MultiBetaVAE
+    model = kind(**shape, beta_range=beta_range, conditioning="gates" if conditioning == "gates" else "film")
+    if conditioning == "log β alone":
+        response: Any = model.response
+        response.features = straight(beta_range)
+        modulation = nn.Linear(1, response.modulation.out_features)
+        nn.init.zeros_(modulation.weight)
+        modulation.bias.data.copy_(response.modulation.bias.data)
+        response.modulation = modulation
+    return model
+
+
+class FreeVariance(models.MultiBetaVAE):
+    """The posterior's log-variance as the encoder gives it, without the response to β that the linear optimum has."""
+
+    def encode(self, x: torch.Tensor, condition: Condition) -> distributions.Independent:
+        mean, log_variance = self.encoder(self._flat(x), condition.encoder).chunk(2, dim=-1)
+        return normal(mean, (0.5 * log_variance).exp())
+
+
+def straight(beta_range: tuple[float, float]) -> nn.Linear:
+    """log β, from −1 to 1 over the range, in place of the features: a layer that is not trained."""
+    low, high = map(math.log, beta_range)
+    layer = nn.Linear(1, 1).requires_grad_(False)
+    layer.weight.fill_(2 / (high - low))
+    layer.bias.fill_((low + high) / (low - high))
+    return layer
+
+
+# What is compared.
+
+
+def entrants(plan: Plan) -> list[Entrant]:
+    """Everything that is compared: at equal steps all kinds; at equal compute the first."""
+    kinds = {name: Kind.of(name) for name in plan.kinds}
+    found = [Entrant(DEDICATED, DEDICATED, plan.betas, plan.passes)]
+    found += [Entrant(name, kind.conditioning, (kind.power,), plan.passes) for name, kind in kinds.items()]
+    name, kind = next(iter(kinds.items()))
+    for where, price in (("", plan.price), (" in a sweep", plan.sweep_price)):
+        for points in plan.points:
+            which = f"{name}, compute of {points} β-VAEs{where}"
+            found.append(Entrant(which, kind.conditioning, (kind.power,), plan.worth(points, price)))
+    return found
+
+
+def compared(plan: Plan, every: Any, times: int, seeds: tuple[int, ...]) -> Any:
+    """A tidy frame of all that is compared, where it may have so many times its passes."""
+    rows = []
+    for entrant in entrants(plan):
+        for choice in choose(plan, every, entrant, times):
+            mine = np.logical_and.reduce([every[name] == value for name, value in choice._asdict().items()])
+            for each in every[mine & every["seed"].isin(seeds)].to_dict("records"):
+                place = {"objective": entrant.name, "split": "test", "n": each["n"], "stderr": None}
+                place |= {name: each[name] for name in ("beta", "seed", "passes", "lr")}
+                rows += [place | {"quantity": name, "value": each[name]} for name in ("loss", "rate", "distortion")]
+    return results.frame_of(rows)
+
+
+def regrets(frame: Any) -> Any:
+    """D + βR less that of the β-VAE with the same seed: a row for each β, and one for their mean, whose β is "mean"."""
+    losses = frame[frame["quantity"] == "loss"].drop(columns=["passes", "lr"])
+    each: Any = results.paired(losses, objective=DEDICATED)[["objective", "beta", "seed", "value"]]
+    means = each.groupby(["objective", "seed"], sort=False)["value"].mean().reset_index().assign(beta="mean")
+    return pd.concat([means, each.assign(beta=each["beta"].map("{:g}".format))]).assign(quantity="regret")
+
+
+# What is claimed: mean regrets, and those of the first kind and the gates at each β.
+
+
+def claims_of(plan: Plan, frame: Any) -> Any:
+    """The estimate of each claim, by objective and β."""
+    found: Any = results.over_seeds(regrets(frame), by=["objective", "beta"])
+    of_each = [name for name in plan.kinds if name == plan.kinds[0] or Kind.of(name).conditioning == "gates"]
+    return found[[beta == "mean" or objective in of_each for objective, beta in found.index]]
+
+
+def _doubled(plan: Plan, claims: Any, few: Any, many: Any) -> convergence.Check:
+    """Twice the passes for all against what is claimed."""
+    both = pd.concat([regrets(frame).assign(passes=plan.passes * times) for times, frame in ((1, few), (2, many))])
+    limits = [
+        {"objective": name, "beta": beta, "allowed": convergence.allowed(claim, plan.largest_error)}
+        for (name, beta), claim in claims.items()
+    ]
+    return convergence.twice(both.merge(pd.DataFrame(limits), on=["objective", "beta"]), ["objective", "beta"])
+
+
+def _crossed(plan: Plan, frame: Any, objective: str, whose: str) -> convergence.Check:
+    """Trainings or views of several β, each under D + βR of every other, on the test images."""
+    mine = frame[frame["objective"] == objective].pivot_table(index=["beta", "seed"], columns="quantity", values="value")
+    losses = [
+        {
+            "objective": f"β = {beta:g}",
+            "under": f"β = {under:g}",
+            "seed": seed,
+            "value": row["distortion"] + under * row["rate"],
+        }
+        for (beta, seed), row in mine.iterrows()
+        for under in plan.betas
+    ]
+    check = convergence.cross_table(pd.DataFrame(losses), plan.largest_error)[1]
+    return replace(check, name=f"of {whose}, {check.name}")
+
+
+def _said(plan: Plan, claims: Any) -> str:
+    means = claims.xs("mean", level="beta")
+    own: Any = claims[plan.kinds[0]].drop("mean")
+    worst = own.map(float).idxmax()
+    each = [f"{name} {claim:+}" for name, claim in means.items()]
+    each[0] += f" (at most {own[worst]:+}, at β = {worst})"
+    return f"Regret of D + βR against one β-VAE for each β, in nats, means over βs: {'; '.join(each)}."
+
+
+# What is kept: a model that pages load.
+
+
+def _kept(plan: Plan, lab: Lab, every: Any) -> training.Run:
+    """The training of the first kind at equal steps, with the first seed: from the store, where there is one."""
+    entrant = next(each for each in entrants(plan) if each.name == plan.kinds[0])
+    [choice] = choose(plan, every, entrant, 1)
+    seed = plan.seeds[0]
+    cell = {name: plan.settings[name] for name in (*DATA, *SHAPE)} | choice._asdict() | {"seed": seed}
+    [found] = lab.map(weights, [cell], "the model that is kept")
+    ds = plan.data()
+    shape = {"shape": ds.shape, "network": plan.network, "hidden": plan.hidden, "latent_dim": plan.latent_dim}
+    model = many(choice.conditioning, shape | likelihood(ds), (plan.low, plan.high))
+    model.load_state_dict({name: torch.from_numpy(found[name]) for name in model.state_dict()})
+    config = training.TrainConfig(choice.passes, plan.batch, choice.lr, "one_cycle", seed, device="cpu")
+    return training.Run(model, objectives.MultiBeta(choice.member), config, found["history"], found["seconds"])
+
+
+def weights(
+    dataset: str, binarize: str | None, images: int | None, member: float, seed: int, **settings: Any
+) -> dict[str, Any]:
+    """One training of one model: its weights by their names, its history and its seconds."""
+    [run] = trained(load(dataset, binarize, images), members=[member], seeds=[seed], **settings)
+    state = {name: value.cpu().numpy() for name, value in run.model.state_dict().items()}
+    return state | {"history": run.history, "seconds": run.seconds}

@@ -1,0 +1,229 @@
+"""The study of one model of many β: what is searched, chosen, paired and kept."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import studies
+from nbvae import data, estimators, models
+from studies import multi_beta as study
+from studies.multi_beta import Choice, Entrant, Plan
+
+SHAPE = {"shape": (4,), "network": "mlp", "hidden": (5,), "latent_dim": 3}
+
+
+def rows(losses: dict, member: float = 1.0, passes: int = 8, seed: int = 0, conditioning: str = "film") -> pd.DataFrame:
+    """What was trained: the loss on the validation images of each learning rate, or of each and β."""
+    each = {key if isinstance(key, tuple) else (key, 1.0): value for key, value in losses.items()}
+    place = {"conditioning": conditioning, "member": member, "passes": passes, "seed": seed}
+    return pd.DataFrame([place | {"lr": lr, "beta": beta, "validation": value} for (lr, beta), value in each.items()])
+
+
+@pytest.mark.parametrize(
+    ("losses", "lrs"),
+    [
+        ({0.01: 3.0, 0.02: 2.0, 0.04: 1.0}, [0.08]),  # the best is the largest
+        ({0.01: 1.0, 0.03: 2.0, 0.09: 3.0}, [0.0033]),  # the smallest
+        ({0.01: 2.0, 0.02: 1.0, 0.04: 2.0}, []),
+        ({0.01: 1.05, 0.02: 1.02, 0.04: 1.0}, []),  # no better than may be left
+        ({0.01: 2.0}, []),  # one is no search
+        ({0.01: 2.0, 0.02: 1.0, 0.04: math.nan}, []),  # the largest diverged
+        ({0.01: math.nan, 0.02: math.nan}, []),
+    ],
+)
+def test_the_search_goes_on_while_the_best_learning_rate_is_an_edge(losses, lrs):
+    assert study.further(rows(losses), gain=0.1) == [Choice("film", 1.0, 8, lr) for lr in lrs]
+
+
+def test_each_member_and_number_of_passes_is_searched_by_its_mean_over_seeds_and_betas():
+    up, down, flat = {0.01: 2.0, 0.02: 1.0}, {0.01: 1.0, 0.02: 2.0}, {0.01: 1.5, 0.02: 1.5}
+    every = pd.concat([rows(up, 0.5), rows(down, 0.5, passes=4), rows(up, 2.0), rows(down, 2.0, seed=1), rows(flat, 3.0)])
+    assert study.further(every, 0.1) == [Choice("film", 0.5, 8, 0.04), Choice("film", 0.5, 4, 0.005)]
+    two = {(0.01, 0.1): 5.0, (0.02, 0.1): 3.0, (0.01, 1.0): 1.0, (0.02, 1.0): 2.0}
+    assert study.further(rows(two), 0.1) == [Choice("film", 1.0, 8, 0.04)]
+    # A training that lacks a seed diverged before its first epoch.
+    lacking = pd.concat([rows({0.01: 2.0, 0.02: 1.0}), rows({0.01: 2.0}, seed=1)])
+    assert study.further(lacking, 0.1) == [Choice("film", 1.0, 8, 0.005)]
+
+
+def test_the_best_training_is_chosen_on_the_seeds_of_the_search_and_within_the_passes():
+    plan = Plan(seeds=(0, 1), again=2, search=1, passes=8)
+    every = pd.concat(
+        [
+            rows({0.01: 5.0, 0.02: 4.0}, passes=4),
+            rows({0.01: 3.0, 0.02: 3.5}, passes=8),
+            rows({0.01: 2.0, 0.02: 2.5}, passes=16),
+            rows({0.02: 0.0}, passes=4, seed=1),
+            rows({0.02: 0.0}, passes=4, member=0.0),
+            rows({0.02: 0.0}, passes=4, conditioning="gates"),
+        ]
+    )
+    one = Entrant("one", "film", (1.0,), 8)
+    assert study.choose(plan, every, one, 1) == [Choice("film", 1.0, 8, 0.01)]
+    assert study.choose(plan, every, one, 2) == [Choice("film", 1.0, 16, 0.01)]
+    assert study.choose(plan, every, one._replace(passes=4), 1) == [Choice("film", 1.0, 4, 0.02)]
+    both = one._replace(members=(0.0, 1.0))
+    assert study.choose(plan, every, both, 1) == [Choice("film", 0.0, 4, 0.02), Choice("film", 1.0, 8, 0.01)]
+    with pytest.raises(RuntimeError, match="every training of one diverged"):
+        study.choose(plan, rows({0.01: math.inf, 0.02: math.nan}), one, 1)
+
+
+def test_one_model_never_has_more_compute_than_the_beta_vaes():
+    for passes in (1, 3, 40, 200):
+        for price in (0.5, 1.0, 1.5, 3.0):
+            plan = Plan(passes=passes, rungs=3, price=price, sweep_price=1.0)
+            assert plan.ladder(passes)[-1] == passes
+            for points in plan.points:
+                most = plan.worth(points, price)
+                assert most * price <= points * passes < 2 * most * price
+                assert plan.ladder(2 * most)[-1] == 2 * most  # so that its check has twice as many
+    assert Plan(passes=200).ladder(200) == [50, 100, 200]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"kinds": ()}, "kinds must be different"),
+        ({"kinds": ("film p=0.5", "film p=.5")}, "kinds must be different"),
+        ({"kinds": "film"}, "kinds must be like 'film p=0.25', got 'film'"),
+        ({"kinds": "film p=x"}, "kinds must be like"),
+        ({"kinds": "film p=-1"}, "kinds must be like"),
+        ({"kinds": "filn p=1"}, "a conditioning must be one of"),
+        ({"betas": "1,0.5"}, "betas must be numbers > 0"),
+        ({"betas": "0,0.5"}, "betas must be numbers > 0"),
+        ({"betas": "1,20"}, "low and high must have all of betas between them"),
+        ({"low": 0.1}, "low and high"),
+        ({"lrs": ()}, "lrs must be"),
+        ({"points": "4,4"}, "points must be different"),
+        ({"points": 0}, "points must be"),
+        ({"price": 0}, "price must be"),
+        ({"sweep_price": 100}, "price and sweep_price leave"),
+        ({"passes": 0}, "passes must be"),
+        ({"measured": 0}, "measured must be"),
+        ({"seeds": "0"}, "at least two seeds"),
+        ({"again": 7}, "at least two seeds"),
+        ({"search": 0}, "search must be"),
+    ],
+)
+def test_the_plan_refuses_in_one_line(values, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        Plan().changed(**values)
+    assert "\n" not in str(caught.value)
+
+
+def frame(losses: dict[str, dict[tuple[float, int], float]]) -> pd.DataFrame:
+    """What is compared: the loss of each objective at each β with each seed."""
+    return pd.DataFrame(
+        {"objective": name, "beta": beta, "seed": seed, "split": "test", "passes": len(name), "lr": 1.0}
+        | {"quantity": "loss", "value": value, "stderr": math.nan, "n": 5}
+        for name, each in losses.items()
+        for (beta, seed), value in each.items()
+    )
+
+
+def test_regrets_are_differences_in_pairs_of_seeds_at_each_beta_and_their_mean():
+    plain = {(0.5, 0): 10.0, (0.5, 1): 20.0, (2.0, 0): 30.0, (2.0, 1): 50.0}
+    shift = {(0.5, 0): 1.0, (0.5, 1): 1.0, (2.0, 0): 2.0, (2.0, 1): 4.0}
+    given = frame({"β-VAE": plain, "film p=0": {at: plain[at] + more for at, more in shift.items()}, "gates p=0": plain})
+    plan = Plan(kinds=("film p=0", "gates p=0"), betas=(0.5, 2.0))
+    claims = study.claims_of(plan, given)
+    assert {at: (claim.value, claim.stderr) for at, claim in claims["film p=0"].items()} == {
+        "mean": pytest.approx((2.0, 0.5)),
+        "0.5": pytest.approx((1.0, 0.0)),
+        "2": pytest.approx((3.0, 1.0)),
+    }
+    assert all((claim.value, claim.stderr) == (0.0, 0.0) for claim in claims["gates p=0"])
+    assert "film p=0 +2.0 ± 0.5 (at most +3.0 ± 1.0, at β = 2); gates p=0 +0 ± 0" in study._said(plan, claims)
+    # Of other kinds the mean alone is claimed.
+    assert list(study.claims_of(plan.changed(kinds="gates p=0,film p=0"), given)["film p=0"].index) == ["mean"]
+
+
+def test_points_of_a_convex_curve_pass_the_cross_table_and_swapped_ones_do_not():
+    """Where D(R) = e^−R, the best rate for β is −log β, and every other is worse under β."""
+    betas = (0.1, 0.5, 0.9)
+
+    def passed(rates: tuple[float, ...]) -> bool:
+        points = [
+            {"objective": "β-VAE", "beta": beta, "seed": seed, "quantity": name, "value": value}
+            for beta, rate in zip(betas, rates, strict=True)
+            for seed in (0, 1)
+            for name, value in (("rate", rate), ("distortion", math.exp(-rate)))
+        ]
+        return study._crossed(Plan(betas=betas), pd.DataFrame(points), "β-VAE", "all").passed
+
+    best = tuple(-math.log(beta) for beta in betas)
+    assert passed(best)
+    assert not passed((best[1], best[0], best[2]))
+    assert not passed((best[0], best[2], best[1]))
+
+
+def at_start(conditioning: str) -> models.MultiBetaVAE:
+    torch.manual_seed(0)
+    return study.many(conditioning, SHAPE, (0.01, 100.0))
+
+
+def test_without_the_response_a_new_model_has_one_variance_for_all_betas_and_film_has_not():
+    x = torch.rand(6, 4)
+    with torch.no_grad():
+        for conditioning, same in (("free variance", True), ("film", False)):
+            model = at_start(conditioning)
+            first, second = (model.posterior(x, beta=beta) for beta in (0.1, 10.0))
+            assert torch.equal(first.mean, second.mean)
+            assert torch.equal(first.variance, second.variance) == same
+            assert conditioning != "film" or (first.variance < second.variance).all()
+
+
+def test_log_beta_alone_modulates_linearly_from_the_start_of_film():
+    responses: Any = [at_start(conditioning).response for conditioning in ("log β alone", "film")]
+
+    def modulations(response: Any, beta: float) -> torch.Tensor:
+        encoder, decoder = response(torch.tensor([math.log(beta)]))
+        return torch.cat([*encoder, *decoder])
+
+    for beta in (0.01, 1.0, 100.0):
+        ours, theirs = (modulations(response, beta) for response in responses)
+        assert torch.equal(ours, theirs)  # scales 1 and shifts 0
+    torch.nn.init.normal_(responses[0].modulation.weight)
+    low, middle, high = (modulations(responses[0], beta) for beta in (0.01, 1.0, 100.0))
+    torch.testing.assert_close(middle, (low + high) / 2)
+    assert (low - high).abs().min() > 1e-4
+    ends = torch.tensor([[math.log(0.01)], [math.log(100.0)]])
+    torch.testing.assert_close(study.straight((0.01, 100.0))(ends), torch.tensor([[-1.0], [1.0]]))
+    x = torch.bernoulli(torch.full((20, 4), 0.5))
+    ds = data.Dataset("coins", x, x, x)
+    [run] = study.trained(ds, "mlp", [5], 3, 10, 0.01, 100.0, "log β alone", [0.0], 1, 1e-2, [0], None, "cpu")
+    assert torch.equal(run.model.response.features.weight, study.straight((0.01, 100.0)).weight)
+    assert run.model.response.modulation.weight.any()
+
+
+def test_what_is_kept_is_the_model_that_was_measured():
+    found = studies.load("multi_beta", budget="smoke")
+    frame: Any = found.frame
+    plan, [key] = found.plan, list(found.runs)
+    own = frame[(frame["objective"] == plan["kinds"][0]) & (frame["quantity"] == "loss")]
+    losses = own.set_index(["beta", "seed"])["value"]
+    test = data.load("digits").test[: plan["measured"]]
+    for beta in plan["betas"]:
+        again = estimators.evaluate(found.model(key).at(beta), test, beta, plan["draws"]).loss()
+        assert again == pytest.approx(losses[beta, 0], abs=1e-3)
+        assert again != pytest.approx(losses[beta, 1], abs=1e-3)
+    assert found.runs[key].config.epochs == own["passes"].iloc[0]
+    loss, rate, distortion = (frame[frame["quantity"] == each]["value"].to_numpy() for each in ("loss", "rate", "distortion"))
+    beta = frame[frame["quantity"] == "loss"]["beta"].to_numpy()
+    np.testing.assert_allclose(loss, distortion + beta * rate, rtol=1e-6)
+
+
+def test_the_full_plan_of_digits_keeps_a_model_under_the_size_that_is_recorded(tmp_path):
+    plan = study.plan("digits", "full")
+    assert plan.keep
+    assert not study.plan("mnist", "full").keep
+    kind = study.Kind.of(plan.kinds[0])
+    shape = {"shape": (1, 8, 8), "network": plan.network, "hidden": plan.hidden, "latent_dim": plan.latent_dim}
+    model = study.many(kind.conditioning, shape, (plan.low, plan.high))
+    assert sum(value.numel() for value in model.state_dict().values()) * 4 < 900_000
+    assert dataclasses.replace(plan, keep=False).hash != plan.hash
