@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import _record  # noqa: E402
-import multi_beta  # noqa: E402
 import samplers  # noqa: E402
 import third_axis  # noqa: E402
 
@@ -110,25 +109,6 @@ def test_the_commit_and_whether_the_code_was_modified(tmp_path):
 
 def sessions(path: Path) -> dict[tuple[str, ...], str]:
     return {entry: note["command"] for entry, note in notes(json.loads(path.read_text())).items()}
-
-
-def test_a_resumed_race_keeps_the_notes_of_what_it_does_not_run(tmp_path, monkeypatch):
-    plan = multi_beta.BUDGETS["digits"] | {"images": 64, "samples": 1, "betas": (0.3, 3.0), "hidden": (8,), "epochs": 1}
-    monkeypatch.setitem(multi_beta.BUDGETS, "digits", plan)
-    monkeypatch.setattr(multi_beta.Race, "search", lambda race, points, together=False: [points(1e-3)])
-    out = tmp_path / "race.json"
-    multi_beta.Race("digits", [0], out).race("equal steps", ("film", 0.25), 1, plan["betas"])
-    first = sessions(out)
-    assert set(first) == {
-        ("runs", "dedicated lr=0.001 seed=0"),
-        ("runs", "film power=0.25 epochs=1 lr=0.001 seed=0"),
-        ("races", "equal steps"),
-    }
-    multi_beta.Race("digits", [0, 1], out).race("equal steps", ("film", 0.25), 1, plan["betas"])
-    second = sessions(out)
-    assert len(second) == 5
-    assert all(second[entry] == first[entry] for entry in first if entry[0] == "runs")
-    assert second["races", "equal steps"] != first["races", "equal steps"]
 
 
 def test_resumed_samplers_keep_the_notes_of_what_they_do_not_run(tmp_path, monkeypatch):
