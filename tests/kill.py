@@ -50,24 +50,23 @@ def warmed_up(model, x, step=0, reference=None):
 SLOWLY = 100
 
 
-def fit(store: training.Store | None, on_epoch: Callable[..., Any] | None = None) -> list[training.Run]:
+def fit(store: training.Store) -> Callable[[], Any]:
     ds = data.load("digits", binarize="dynamic")
     config = training.TrainConfig(EPOCHS, 200, 3e-3, "one_cycle", device="cpu", validate_every=2, patience=20)
     with training.seeded(0):
         model = models.VAE(ds.shape, 4, encoder=Encoder(), hidden=(24,))
-    return [training.fit(model, ds, warmed_up, config, on_epoch, store)]
+    return lambda: [training.fit(model, ds, warmed_up, config, store=store)]
 
 
-def sweep(store: training.Store | None) -> list[training.Run]:
+def sweep(store: training.Store) -> Callable[[], Any]:
     ds = data.load("digits")
     config = training.TrainConfig(EPOCHS, 200, 3e-3, "cosine", device="cpu")
     kinds = [objectives.FactorVAE(1.0, width=16), objectives.FactorVAE(5.0, width=16), objectives.BetaVAE(2.0)]
-    return training.sweep(
-        lambda: models.VAE(ds.shape, 4, hidden=(24,)), ds, objectives=kinds, seeds=(0, 1), config=config, store=store
-    )
+    options: dict[str, Any] = {"objectives": kinds, "seeds": (0, 1), "config": config, "store": store}
+    return lambda: training.sweep(lambda: models.VAE(ds.shape, 4, hidden=(24,)), ds, **options)
 
 
-TRAININGS: dict[str, Callable[..., list[training.Run]]] = {"fit": fit, "sweep": sweep}
+TRAININGS = {"fit": fit, "sweep": sweep}
 
 
 def train(name: str, folder: Path, pause: float = 0.0) -> str:
@@ -75,7 +74,8 @@ def train(name: str, folder: Path, pause: float = 0.0) -> str:
 
     A line for each epoch, when it is over, goes into `folder`/epochs.txt, and then nothing is done for `pause` seconds.
     """
-    close = _progress.Progress.close_epoch
+    close, run = _progress.Progress.close_epoch, TRAININGS[name](training.Store(folder / "store", every=1))
+    (folder / "ready.txt").touch()
 
     def closing(now: Any, over: bool) -> None:
         with open(folder / "epochs.txt", "a") as file:
@@ -85,7 +85,7 @@ def train(name: str, folder: Path, pause: float = 0.0) -> str:
 
     _progress.Progress.close_epoch = closing
     try:
-        runs = TRAININGS[name](training.Store(folder / "store", every=1))
+        runs = run()
     finally:
         _progress.Progress.close_epoch = close
     digest = hashlib.sha256()
@@ -119,7 +119,6 @@ def child(name: str, folder: Path, dies: tuple[str, int] | None = None, pause: f
     torch.set_num_threads(1)
     if dies is not None:
         die(*dies)
-    (folder / "ready.txt").touch()
     (folder / "hash.txt").write_text(train(name, folder, pause))
 
 
@@ -186,7 +185,7 @@ def main() -> int:
                 cases.append((signal.SIGKILL, (operation, chance.randrange(last[operation])) if i % 2 else None))
             cases += [(number, None) for number in (signal.SIGTERM, signal.SIGINT) for _ in range(options.signals)]
             for i, (number, dies) in enumerate(cases):
-                folder, moment = Path(place, f"{name} {i}"), chance.uniform(0, length)
+                folder, moment = Path(place, f"{name} {i}"), chance.uniform(0.02, length)
                 run(name, folder, 0 if dies else number, moment, dies)
                 said = (folder / "said.txt").read_text().splitlines()
                 stopped, before = not (folder / "hash.txt").exists(), twice(folder)

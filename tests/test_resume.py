@@ -89,12 +89,33 @@ def stop_after(monkeypatch, steps):
     monkeypatch.setattr(_checkpoint.Checkpoints, "before_step", before_step)
 
 
-def chain(store, call, monkeypatch, **options):
-    """The result of a training that was stopped before each of its steps but the first; and how often it was."""
+class Killed(BaseException):
+    """The process ends: no file is touched any more."""
+
+
+def kill_after(monkeypatch, steps):
+    """Let the process end before step number `steps` from where it began, without a checkpoint."""
+    left = [steps]
+    real = _checkpoint.Checkpoints.before_step
+
+    def before_step(self, now):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        real(self, now)
+
+    monkeypatch.setattr(_checkpoint.Checkpoints, "before_step", before_step)
+
+
+def chain(store, call, monkeypatch, killed=False, **options):
+    """The result of a training that was stopped before each of its steps but the first; and how often it was.
+
+    Or `killed` before each epoch but the first, of three steps each.
+    """
     for stops in range(1000):
         with monkeypatch.context() as patch:
-            stop_after(patch, 1)
-            with contextlib.suppress(training.Interrupted):
+            kill_after(patch, 3) if killed else stop_after(patch, 1)
+            with contextlib.suppress(training.Interrupted, Killed):
                 return result(call, store, **options), stops
     raise AssertionError("the training does not get on")
 
@@ -159,6 +180,18 @@ class Remembers(models.VAE):
         return distributions.Independent(distributions.Normal(q.mean + 0.1 * self.mean * self.seen.clamp(max=1), q.stddev), 1)
 
 
+class Counted(models.VAE):
+    """A model that counts its passes in a buffer, those of measuring too."""
+
+    def __init__(self):
+        super().__init__((1, 4, 4), 3, hidden=(6,))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def posterior(self, x):
+        self.passes += 1
+        return super().posterior(x)
+
+
 def dropout():
     model = vae()
     model.encoder = nn.Sequential(nn.Dropout(0.5), model.encoder)
@@ -213,6 +246,7 @@ FITS = {
     "cosine, adamw, clipped": {"schedule": "cosine", "optimizer": "adamw", "weight_decay": 0.1, "clip": 0.5},
     "sgd": {"optimizer": "sgd", "lr": 1e-3},
     "patience": {"lr": 0.3, "validate_every": 1, "patience": 1, "epochs": 5},
+    "patience of two": {"lr": 0.3, "validate_every": 1, "patience": 2, "epochs": 7},
     "validated": {"validate_every": 2, "make": Remembers},
     "a companion": {"objective": objectives.FactorVAE(3.0, width=8, depth=2), "schedule": "one_cycle"},
     "drawn anew": {"dataset": dataset("dynamic")},
@@ -228,6 +262,7 @@ FITS = {
     "float64": {"make": lambda: vae().double()},
     "statistics": {"make": Remembers, "objective": Balanced()},
     "diverging": {"objective": Breaks(2.0)},
+    "diverging after measuring": {"make": Counted, "objective": Breaks(2.0), "validate_every": 1},
 }
 SWEEPS = {
     "broadcast": {},
@@ -247,12 +282,16 @@ SWEEPS = {
 def test_a_fit_that_is_stopped_before_every_step_is_the_same_fit(name, tmp_path, monkeypatch):
     options = FITS[name]
     whole = result(fit, **options | ({"objective": Balanced()} if name == "statistics" else {}))
-    store = training.Store(tmp_path, every=1)
+    store = training.Store(tmp_path / "stopped", every=1)
     found, stops = chain(store, fit, monkeypatch, **options)
     assert found == whole
     assert stops >= len(whole[1][0]["loss"]) * 3 - 1
     assert len(store.runs()) == 1
     assert not left_behind(store)
+    if name != "statistics":  # an objective whose statistics live on in this process
+        found, stops = chain(training.Store(tmp_path / "killed", every=1), fit, monkeypatch, killed=True, **options)
+        assert found == whole
+        assert stops >= len(whole[1][0]["loss"]) - 1
     monkeypatch.setattr(_loop, "train", None)
     if name != "statistics":  # the objective's have been trained
         assert result(fit, store, **options) == whole
@@ -261,11 +300,14 @@ def test_a_fit_that_is_stopped_before_every_step_is_the_same_fit(name, tmp_path,
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_that_is_stopped_before_every_step_is_the_same_sweep(name, tmp_path, monkeypatch):
     whole = result(sweep, **SWEEPS[name])
-    store = training.Store(tmp_path, every=1)
+    store = training.Store(tmp_path / "stopped", every=1)
     found, stops = chain(store, sweep, monkeypatch, **SWEEPS[name])
     assert found == whole
     assert stops >= 8
     assert len(store.runs()) == len(whole[0])
+    found, stops = chain(training.Store(tmp_path / "killed", every=1), sweep, monkeypatch, killed=True, **SWEEPS[name])
+    assert found == whole
+    assert stops >= 2
     assert not left_behind(store)
     monkeypatch.setattr(_loop, "train", None)
     assert result(sweep, store, **SWEEPS[name]) == whole
@@ -294,10 +336,6 @@ def test_stacks_that_are_trained_side_by_side_stop_and_go_on_together(tmp_path, 
 
 
 # Killed while files are written.
-
-
-class Killed(BaseException):
-    """The process ends: no file is touched any more."""
 
 
 def die_at(monkeypatch, turn):

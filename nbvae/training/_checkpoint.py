@@ -59,8 +59,8 @@ class Pauses:
         if self.stop.wished:
             raise InterruptedError("the sweep was interrupted")
 
-    def before_callback(self) -> None:
-        """Before others are told of an epoch."""
+    def before_end(self) -> None:
+        """Before an epoch is over."""
 
     def after_epoch(self, now: Progress, last: bool, whole: bool) -> None:
         """`last`: whether training ends; `whole`: whether it was all that its config says, and not ended by a callback."""
@@ -118,8 +118,8 @@ class Checkpoints(Pauses):
             self._write(now)
             self._tell()
 
-    def before_callback(self) -> None:
-        self._wait()  # or two epochs could be repeated that others were told of
+    def before_end(self) -> None:
+        self._wait()  # for the epoch before, or two that were over could be repeated
 
     def after_epoch(self, now: Progress, last: bool, whole: bool) -> None:
         self.epoch, self.complete = now.epoch, whole

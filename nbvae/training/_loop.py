@@ -119,11 +119,11 @@ def train(
         if going_on and config.validate_every and (epoch + 1) % config.validate_every == 0:
             last = config.epochs * len(batches) - 1
             going_on = record.close_validation(_validated(trainee, dataset, config, streams, last, training))
+        pauses.before_end()
         now.close_epoch(over=not going_on)
         if epoch == 0 and going_on and (reach := training.abs().max().item()) > WIDE:
             _log.warning("the data reach %.4g: training goes better on data %s", reach, _SCALED)
         if on_epoch is not None:
-            pauses.before_callback()
             with torch.random.fork_rng(devices=[streams.place] if streams.place.type == "cuda" else []):
                 going_on = not _wants_to_stop(on_epoch(epoch, record.results()[0][0])) and going_on
             for module in trainee.modules:  # whatever was measured in between
