@@ -74,16 +74,16 @@ def result(call, *arguments, **options):
 
 
 def stop_after(monkeypatch, steps):
-    """Let each training, of those in this thread, be stopped by a signal before step number `steps` from where it began."""
+    """Let a signal, which reaches the thread that trains, stop all before step number `steps` from where they began."""
     left = [steps]
     real = _checkpoint.Checkpoints.before_step
 
     def before_step(self, now):
         left[0] -= 1
         if left[0] == -1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        while left[0] < 0 and not self.stop.wished:  # until the handler has run
-            time.sleep(0)
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        while left[0] < 0 and not self.stop.wished:  # until the main thread has handled it
+            time.sleep(0.001)
         real(self, now)
 
     monkeypatch.setattr(_checkpoint.Checkpoints, "before_step", before_step)

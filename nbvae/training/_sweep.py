@@ -6,7 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -372,7 +372,11 @@ def _in_threads(work: Callable[[Any], Any], groups: list[Any], stop: Stop) -> li
         return [work(group) for group in groups]
     pool = ThreadPoolExecutor(min(threads, len(groups)), initializer=torch.set_num_threads, initargs=(1,))
     try:
-        return list(pool.map(work, groups))
+        futures = [pool.submit(work, group) for group in groups]
+        while True:  # with a limit, as a signal that reaches another thread is handled when this one wakes
+            done, left = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+            if not left or any(future.exception() for future in done):
+                return [future.result() for future in (done if left else futures)]
     except BaseException:
         stop.wished = True
         raise
