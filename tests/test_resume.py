@@ -168,16 +168,15 @@ class Remembers(models.VAE):
 
     def __init__(self):
         super().__init__((1, 4, 4), 3, hidden=(6,))
-        self.mean = torch.zeros(3)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("last", torch.zeros(3), persistent=False)
 
     def posterior(self, x):
-        q = super().posterior(x)
+        q, mean = super().posterior(x), getattr(self, "mean", torch.zeros(3))
         if self.training:
-            self.mean = 0.5 * self.mean + 0.5 * q.mean.detach().mean(0)
+            self.mean = 0.5 * mean + 0.5 * q.mean.detach().mean(0)  # made by the first pass
             self.seen, self.last = self.seen + len(x), q.mean.detach().mean(0)
-        return distributions.Independent(distributions.Normal(q.mean + 0.1 * self.mean * self.seen.clamp(max=1), q.stddev), 1)
+        return distributions.Independent(distributions.Normal(q.mean + 0.1 * mean * self.seen.clamp(max=1), q.stddev), 1)
 
 
 class Counted(models.VAE):
@@ -416,6 +415,33 @@ def test_an_epoch_is_told_again_if_its_end_was_not_kept(tmp_path):
     assert told == [0, 1, 1, 2]
     assert result(fit, store, on_epoch=dies) == whole
     assert told == [0, 1, 1, 2]
+
+
+def test_an_epoch_is_over_when_the_one_before_is_on_the_disk(tmp_path, monkeypatch):
+    write, told = _writing.write, []
+
+    def slowly(path, *content):
+        time.sleep(0.02)
+        write(path, *content)
+
+    def look(epoch, history):
+        told.append(epoch)
+        if epoch:
+            [file] = tmp_path.rglob(_checkpoint.NAME)
+            assert _checkpoint.read(file, file.parent.name)[1]["epoch"] == epoch
+
+    monkeypatch.setattr(_writing, "write", slowly)
+    fit(training.Store(tmp_path, every=1), on_epoch=look)
+    assert told == [0, 1, 2]
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_processes(tmp_path, monkeypatch):
+    file = stopped(tmp_path, monkeypatch)
+    tensors, said = _checkpoint.read(file, file.parent.name)
+    assert 0 < said["seconds"] < 60
+    file.write_bytes(b"".join(_checkpoint.encode(said["key"], (tensors, said | {"seconds": 1000.0}))))
+    store = training.Store(tmp_path)
+    assert 1000 < fit(store)[0].seconds == fit(store)[0].seconds < 1060
 
 
 def test_every_and_minutes_say_how_often(tmp_path, monkeypatch):
@@ -703,6 +729,26 @@ def test_writers_survive_who_clears_their_folder(tmp_path, monkeypatch):
             _writing.write_folder(folder, {"one": b"3"}, beside=tmp_path / beside)  # who comes second changes nothing
             assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"one": b"1", "two": b"2"}
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_folder_is_gone_before_anything_in_it_is(tmp_path, monkeypatch):
+    """Or who finishes a run in it could be left with half of what was written."""
+    real, seen = shutil.rmtree, []
+
+    def rmtree(folder, **options):
+        seen.append((sorted(path.name for path in Path(folder).iterdir()), [path.name for path in tmp_path.iterdir()]))
+        real(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    for name in ("a", f"b{_writing.PART}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+        _writing.remove(tmp_path / name) if name == "a" else _writing.clear(tmp_path)
+        files, beside = seen.pop()
+        assert files == ["file"]
+        assert name not in beside
+        assert not list(tmp_path.iterdir())
+    _writing.remove(tmp_path / "none")
 
 
 # What is damaged.

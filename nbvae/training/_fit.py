@@ -73,24 +73,23 @@ def fit(
     >>> len(run.history["loss"])
     2
     """
-    objective = made(objective)
-    accept(model, dataset, objective, config)
-    if on_epoch is not None and (reason := checks.not_callable_with(on_epoch, 0, {})):
-        raise ValueError(f"on_epoch is a function of (epoch, history), got {checks.short(on_epoch)}: {reason}")
-    session = Session(store, config)
-    given = stacking.Alone(model, objective, None)
-    before = {name: value.detach().clone() for name, value in given.tensors().items()} if store else {}
+    given, before = None, {}
     try:
-        with session:
+        with Session(store, config) as session:
+            objective = made(objective)
+            accept(model, dataset, objective, config)
+            if on_epoch is not None and (reason := checks.not_callable_with(on_epoch, 0, {})):
+                raise ValueError(f"on_epoch is a function of (epoch, history), got {checks.short(on_epoch)}: {reason}")
+            given = stacking.Alone(model, objective, None)
+            before = {name: value.detach().clone() for name, value in given.tensors().items()} if store else {}
             key = session.key(model, dataset, objective, config)
-            found = session.find(key)
-            run, problem = (
-                found.into(model, objective, config)
-                if found
-                else train_one(model, dataset, objective, config, session, key, on_epoch)
-            )
+            if found := session.find(key):
+                run, problem = found.into(model, objective, config)
+            else:
+                run, problem = train_one(model, dataset, objective, config, session, key, on_epoch)
     except Interrupted:
-        given.put(before)  # they are a part of the key
+        if given is not None:
+            given.put(before)  # or the same call would be one with another key
         raise
     if problem:
         raise Diverged(problem, [run])
