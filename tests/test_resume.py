@@ -435,7 +435,7 @@ def test_an_epoch_is_over_when_the_one_before_is_on_the_disk(tmp_path, monkeypat
     assert told == [0, 1, 2]
 
 
-def test_the_seconds_of_a_run_are_those_of_all_its_processes(tmp_path, monkeypatch):
+def test_the_seconds_of_a_run_are_all_that_it_took(tmp_path, monkeypatch):
     file = stopped(tmp_path, monkeypatch)
     tensors, said = _checkpoint.read(file, file.parent.name)
     assert 0 < said["seconds"] < 60

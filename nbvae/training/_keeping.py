@@ -52,7 +52,8 @@ class Store:
     """A folder in which `fit` and `sweep` keep their runs: a finished one is loaded, an interrupted one goes on.
 
     - `folder`: where; it is made when a run is to be kept. Several processes may use it at the same time.
-    - `every`: a checkpoint after every so many epochs: killed at any moment, a training repeats at most as many.
+    - `every`: a checkpoint after every so many epochs: killed at any moment, a training repeats at most as many that were over.
+      Each costs some milliseconds, beside the training and not in its way unless epochs are as short.
     - `minutes`: a checkpoint after so many minutes, at the end of a step. With neither of the two, one is made whenever the
       last took less than a hundredth of the time since.
 
