@@ -51,6 +51,7 @@ ROWS = [
     "training._record",
     "training.store",
     "training._writing",
+    "training._digest",
     "training._key",
     "training._progress",
     "training._checkpoint",

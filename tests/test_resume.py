@@ -26,7 +26,7 @@ from torch import distributions, nn
 from torch.nn.utils import prune
 
 from nbvae import data, models, objectives, training
-from nbvae.training import _checkpoint, _key, _loop, _sweep, _writing, stacking
+from nbvae.training import _checkpoint, _digest, _key, _loop, _sweep, _writing, stacking
 
 CONFIG = training.TrainConfig(epochs=3, batch_size=8, lr=1e-2, device="cpu")
 
@@ -1204,7 +1204,7 @@ def test_the_order_of_a_set_is_none():
     assert [*one] != [*other]
     digests = []
     for thing in (one, other, {0, 9}):
-        digest = _key.Digest()
+        digest = _digest.Digest()
         digest.add([thing])
         digests.append(digest.hexdigest())
     assert digests[0] == digests[1] != digests[2]
