@@ -176,7 +176,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         for name in TRAININGS:
             folder = Path(place, name)
-            length = 0.9 * run(name, folder)
+            length = 0.75 * run(name, folder)  # other processes may be in the way of one, and not of another
             expected, writes = (folder / "hash.txt").read_text(), EPOCHS * (1 if name == "fit" else 2)
             cases: list[tuple[int, tuple[str, int] | None]] = []
             for i in range(options.kills):
