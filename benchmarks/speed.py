@@ -73,7 +73,7 @@ def main() -> None:
            lambda: bare_loop(model(mnist, 512, 16), mnist.train, config), options.rounds)  # fmt: skip
     for name, dataset, hidden, latents, config in (
         ("digits 64-128-128-8, batch 100", digits, (128, 128), 8, training.TrainConfig(25, 100, device="cpu")),
-        ("MNIST 784-200-16, batch 100", mnist, (200,), 16, training.TrainConfig(4, 100, device="cpu")),
+        ("MNIST 784-200-200-16, batch 100", mnist, (200, 200), 16, training.TrainConfig(4, 100, device="cpu")),
     ):
         shape = {"shape": dataset.shape, "latent_dim": latents, "hidden": hidden}
         plain, many = functools.partial(models.VAE, **shape), functools.partial(models.MultiBetaVAE, **shape)

@@ -4,14 +4,15 @@ The model takes β as an input and is trained for all of them at once. That one 
 loss, a β-VAE's among them, by FiLM and with log-uniform weights, is of Dosovitskiy & Djolonga (2020); the gates that it is
 compared with are those of the Multi-Rate VAE (Bae et al. 2023).
 
-All have the same architecture, batch size and schedule. From a ladder of numbers of passes, up to those that it may have, and
-for each number from a search of learning rates, each training is the best one on the validation images: of a β-VAE for its β,
-of one model by the mean over the βs that it is compared at. On small data the best are not the longest. Choices are means over
-seeds; regrets are differences on the test images, in pairs of seeds.
+All have the same architecture, batch size and schedule. Learning rate and number of passes are chosen on the validation images,
+of a β-VAE for its β, of one model by the mean over the βs that it is compared at: further ones are tried while the best is the
+largest or the smallest, up to the passes that a model may have. So the best need not be the longest: where there are few images
+longer trainings of a small β are worse. Regrets are differences on the test images, in pairs of seeds. There is no smaller β
+than .1, as such β-VAEs fit their training images: on others they are worse under their own D + βR than those of β = .1.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,14 +49,13 @@ class Plan(Common):
       functions of log β. The first is the one that is also compared at equal compute.
     - `betas`: where they are compared.
     - `points`: the numbers of β-VAEs, of a short curve and of a long one, whose compute one model is given.
-    - `low`, `high`: the range of β that one model is trained for.
+    - `low`, `high`: the range of β that one model is trained for, a wider one: at its ends it has neighbours on one side only.
     - `network`, `hidden`, `latent_dim`, `batch`: of the models and their training, under a one-cycle schedule.
-    - `passes`: over the training images, at most; some seeds are also given twice as many.
-    - `rungs`: how many numbers of passes there are to choose from: these, half as many, a quarter, …
+    - `passes`: over the training images, at most, or half as many, a quarter, …; some seeds may also have twice as many.
     - `again`: how many of the seeds.
     - `search`: on how many of the seeds passes and learning rate are chosen; the others are trained with what is chosen.
-    - `lrs`: learning rates to choose from. While the best is the largest or the smallest, further ones are tried.
-    - `gain`: by how much it must be better than the others for that, in nats.
+    - `lrs`: the first learning rates to choose from.
+    - `gain`: by how much the largest or the smallest must be better than the others for the search to go on, in nats.
     - `price`, `sweep_price`: what a step of one model costs, in steps of a β-VAE that is trained alone, and of one of four in a
       sweep (benchmarks/speed.py).
     - `draws`: of z for each image, to measure D; `measured`: how many validation and test images at most, None for all.
@@ -67,18 +67,17 @@ class Plan(Common):
         *("film p=0.25", "film p=0", "film p=0.5", "gates p=0", "gates p=0.25"),
         *("free variance p=0.25", "log β alone p=0.25"),
     )
-    betas: tuple[float, ...] = (0.05, 0.1, 0.3, 1.0, 3.0, 10.0)
+    betas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     points: tuple[int, ...] = (4, 10)
-    low: float = 0.03
+    low: float = 0.05
     high: float = 15.0
     network: str = "mlp"
     hidden: tuple[int, ...] = (128, 128)
     latent_dim: int = 8
     batch: int = 100
-    passes: int = 200
-    rungs: int = 3
+    passes: int = 400
     again: int = 6
-    search: int = 2
+    search: int = 3
     lrs: tuple[float, ...] = (1e-3, 2.5e-3, 6e-3)
     gain: float = 0.02
     price: float = 1.5
@@ -91,7 +90,7 @@ class Plan(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("passes", "rungs", "batch", "draws", "measured"):
+        for name in ("passes", "batch", "draws", "measured"):
             if getattr(self, name) is not None:
                 checks.whole(name, getattr(self, name))
         for name in ("price", "sweep_price", "largest_error"):
@@ -102,31 +101,31 @@ class Plan(Common):
             each = getattr(self, name)
             if not each or list(each) != sorted(set(each)) or each[0] <= 0:
                 raise ValueError(f"{name} must be numbers > 0, from the smallest to the largest; got {checks.short(each)}")
-        if len(set(self.points)) < len(self.points) or min(self.points, default=1) < 1:
+        if not self.points or len(set(self.points)) < len(self.points) or min(self.points) < 1:
             raise ValueError(f"points must be different whole numbers >= 1; got {checks.short(self.points)}")
         if not 0 < self.low <= self.betas[0] or self.high < self.betas[-1] or self.low == self.high:
             raise ValueError("low and high must have all of betas between them")
         if len(self.seeds) < 2 or not 2 <= self.again <= len(self.seeds):
             raise ValueError("errors need at least two seeds, also of those that are trained again")
-        if not all(self.worth(points, price) for points in self.points for price in (self.price, self.sweep_price)):
-            raise ValueError("price and sweep_price leave one model no pass that costs as little as so many points")
+        if min(self.worth(points, max(self.price, self.sweep_price)) for points in self.points) < self.begin[0]:
+            raise ValueError(
+                "price, sweep_price and points leave one model less than half of passes, of which the search begins"
+            )
         if not 1 <= self.search <= self.again:
             raise ValueError("search must be at least one of the seeds that are trained again")
 
-    def ladder(self, most: float) -> list[int]:
-        """The numbers of passes that a training is chosen from, if it may have at most `most`.
-
-        >>> Plan(passes=100, rungs=3).ladder(270)
-        [25, 50, 100, 200]
-        """
-        steps = [self.passes >> k for k in range(self.rungs)][::-1]
-        while 2 * steps[-1] <= most:
-            steps.append(2 * steps[-1])
-        return [step for step in dict.fromkeys(steps) if 1 <= step <= most]
+    @property
+    def begin(self) -> list[int]:
+        """The numbers of passes that the search begins with."""
+        return sorted({max(1, self.passes // 2), self.passes})
 
     def worth(self, points: int, price: float) -> int:
-        """The most passes of the ladder that cost one model no more than `passes` of so many β-VAEs."""
-        return max(self.ladder(points * self.passes / price), default=0)
+        """The most passes, `passes` or 2, 4, … times or parts of them, that cost no more than `passes` of so many β-VAEs.
+
+        >>> Plan(passes=100).worth(4, price=1.5), Plan(passes=100).worth(2, price=3.0)
+        (200, 50)
+        """
+        return int(self.passes * 2.0 ** math.floor(math.log2(points / price)))
 
 
 class Kind(NamedTuple):
@@ -169,12 +168,9 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(
             kinds=("film p=0", "film p=0.25", "gates p=0", "free variance p=0", "log β alone p=0"),
             images=10_000,
-            betas=(0.01, 0.1, 1.0, 10.0),
-            low=0.005,  # wider than what is compared: at an end of its range a model sees neighbours on one side only
-            high=20.0,
-            hidden=(200,),
+            hidden=(200, 200),
             latent_dim=16,
-            passes=80,
+            passes=64,
             lrs=(1e-3, 2e-3, 4e-3),
             gain=0.05,
             price=1.3,
@@ -188,13 +184,11 @@ def plan(dataset: str, budget: str) -> Plan:
         )
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
-    short = full.changed(
-        kinds=(full.kinds[0], "gates p=0"), lrs=full.lrs[1:2], rungs=1, draws=1, seeds=(0, 1), again=2, search=1
-    )
+    short = full.changed(kinds=(full.kinds[0], "gates p=0"), lrs=full.lrs[1:2], draws=1, seeds=(0, 1), again=2, search=1)
     if budget == "quick":
         return short.changed(passes=20, **({} if full.images is None else {"images": 2000, "measured": 2000}))
     if budget == "smoke":
-        return short.changed(images=200, measured=500, passes=1, betas=full.betas[1:3], points=(4,), hidden=(16,))
+        return short.changed(images=200, measured=500, passes=2, betas=full.betas[1:3], points=(4,), hidden=(16,))
     return full
 
 
@@ -227,28 +221,29 @@ def run(plan: Plan, lab: Lab) -> Record:
 
 def searched(plan: Plan, lab: Lab) -> Any:
     """All trainings of the study: a row for each and each β, with what validation and test images say of it."""
-    first = plan.seeds[: plan.search]
-    todo = [(Choice(*key, lr), first) for key in ladders(plan) for lr in plan.lrs]
-    every = trainings(plan, lab, todo, "learning rates")
-    while todo := [(choice, first) for choice in further(every, plan.gain)]:
-        every = pd.concat([every, trainings(plan, lab, todo, "learning rates")], ignore_index=True)
+    first, most = plan.seeds[: plan.search], limits(plan)
+    todo = [Choice(*member, passes, lr) for member in most for passes in plan.begin for lr in plan.lrs]
+    every: Any = pd.DataFrame()
+    while todo:
+        found = trainings(plan, lab, [(choice, first) for choice in todo], "the search")
+        every = pd.concat([every, found], ignore_index=True)
+        todo = further(every, most, plan.gain)
     chosen: dict[Choice, tuple[int, ...]] = {}
     for times, seeds in ((2, plan.seeds[: plan.again]), (1, plan.seeds)):  # all seeds, where some are asked for as well
         for entrant in entrants(plan):
             chosen |= dict.fromkeys(choose(plan, every, entrant, times), seeds[plan.search :])
     rest = [(choice, seeds) for choice, seeds in chosen.items() if seeds]
-    return pd.concat([every, trainings(plan, lab, rest, "further seeds")], ignore_index=True) if rest else every
+    return pd.concat([every, trainings(plan, lab, rest, "other seeds")], ignore_index=True) if rest else every
 
 
-def ladders(plan: Plan) -> list[tuple[str, float, int]]:
-    """Each conditioning, member and number of passes that is trained."""
-    found = {
-        (entrant.conditioning, member, passes)
-        for entrant in entrants(plan)
-        for member in entrant.members
-        for passes in plan.ladder(2 * entrant.passes)
-    }
-    return sorted(found)
+def limits(plan: Plan) -> dict[tuple[str, float], int]:
+    """The most passes of each conditioning and member: twice those of what is compared."""
+    most: dict[tuple[str, float], int] = {}
+    for entrant in entrants(plan):
+        for member in entrant.members:
+            key = entrant.conditioning, member
+            most[key] = max(most.get(key, 0), 2 * entrant.passes)
+    return most
 
 
 def trainings(plan: Plan, lab: Lab, todo: Iterable[tuple[Choice, tuple[int, ...]]], what: str) -> Any:
@@ -265,21 +260,44 @@ def trainings(plan: Plan, lab: Lab, todo: Iterable[tuple[Choice, tuple[int, ...]
     return pd.DataFrame([row for found in lab.map(train, cells, what) for row in found["rows"]])
 
 
-def further(every: Any, gain: float) -> list[Choice]:
-    """Trainings to add because the best learning rate is the largest or the smallest that was tried.
+def further(every: Any, most: Mapping[tuple[str, float], int], gain: float) -> list[Choice]:
+    """Trainings to add because the best learning rate, or else the best number of passes, is an edge of those tried.
 
     - `every`: rows with a conditioning, member, passes, lr, seed, beta and the loss on the validation images.
-    - `gain`: by how much the best must be better than the others, in nats.
+    - `most`: the most passes of each conditioning and member.
+    - `gain`: by how much an edge must be better than the others, in nats.
     """
     found = []
-    for (conditioning, member, passes), group in every.groupby(["conditioning", "member", "passes"], sort=False):
-        losses = _means(group).droplevel("passes")
-        rates, best = losses.index.to_list(), int(losses.argmin())
-        if len(rates) < 2 or best not in (0, len(rates) - 1) or not losses.iloc[best] < losses.drop(rates[best]).min() - gain:
+    for (conditioning, member), group in every.groupby(["conditioning", "member"], sort=False):
+        means = _means(group)
+        rates = {int(passes): means[passes] for passes in means.index.unique("passes")}
+        beyond = {passes: lr for passes, losses in rates.items() if (lr := beyond_edge(losses, gain))}
+        found += [Choice(conditioning, member, passes, _rounded(lr)) for passes, lr in beyond.items()]
+        passes = int(beyond_edge(means.groupby("passes").min(), gain) or 0)
+        if beyond or not 1 <= passes <= most[conditioning, member] or passes in rates:
             continue
-        beside = rates[1] if best == 0 else rates[-2]
-        found.append(Choice(conditioning, member, passes, float(f"{rates[best] ** 2 / beside:.2g}")))
+        # Longer trainings have smaller rates: begin with the best one of the neighbour, and the next in that direction.
+        longer = passes > max(rates)
+        losses = rates[max(rates) if longer else min(rates)]
+        best, step = losses.idxmin(), losses.index[1] / losses.index[0] if len(losses) > 1 else 1.0
+        next_one = _rounded(best / step if longer else best * step)
+        found += [Choice(conditioning, member, passes, lr) for lr in sorted({float(best), next_one})]
     return found
+
+
+def beyond_edge(losses: Any, gain: float) -> float | None:
+    """What to try next where the smallest of losses (with what they are losses of as their index) is the first or the last.
+
+    None where it is neither, or is not better than all others by `gain`.
+    """
+    places, best = losses.index, int(losses.argmin())
+    if len(losses) < 2 or best not in (0, len(losses) - 1) or not losses.iloc[best] < losses.drop(places[best]).min() - gain:
+        return None
+    return places[best] ** 2 / places[1 if best == 0 else -2]
+
+
+def _rounded(lr: float) -> float:
+    return float(f"{lr:.2g}")
 
 
 def choose(plan: Plan, every: Any, entrant: Entrant, times: int) -> list[Choice]:

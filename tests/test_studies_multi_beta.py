@@ -24,6 +24,9 @@ def rows(losses: dict, member: float = 1.0, passes: int = 8, seed: int = 0, cond
     return pd.DataFrame([place | {"lr": lr, "beta": beta, "validation": value} for (lr, beta), value in each.items()])
 
 
+MOST = {("film", member): 16 for member in (0.5, 1.0, 2.0, 3.0)}
+
+
 @pytest.mark.parametrize(
     ("losses", "lrs"),
     [
@@ -37,18 +40,42 @@ def rows(losses: dict, member: float = 1.0, passes: int = 8, seed: int = 0, cond
     ],
 )
 def test_the_search_goes_on_while_the_best_learning_rate_is_an_edge(losses, lrs):
-    assert study.further(rows(losses), gain=0.1) == [Choice("film", 1.0, 8, lr) for lr in lrs]
+    assert study.further(rows(losses), MOST, gain=0.1) == [Choice("film", 1.0, 8, lr) for lr in lrs]
 
 
 def test_each_member_and_number_of_passes_is_searched_by_its_mean_over_seeds_and_betas():
     up, down, flat = {0.01: 2.0, 0.02: 1.0}, {0.01: 1.0, 0.02: 2.0}, {0.01: 1.5, 0.02: 1.5}
     every = pd.concat([rows(up, 0.5), rows(down, 0.5, passes=4), rows(up, 2.0), rows(down, 2.0, seed=1), rows(flat, 3.0)])
-    assert study.further(every, 0.1) == [Choice("film", 0.5, 8, 0.04), Choice("film", 0.5, 4, 0.005)]
+    assert study.further(every, MOST, 0.1) == [Choice("film", 0.5, 4, 0.005), Choice("film", 0.5, 8, 0.04)]
     two = {(0.01, 0.1): 5.0, (0.02, 0.1): 3.0, (0.01, 1.0): 1.0, (0.02, 1.0): 2.0}
-    assert study.further(rows(two), 0.1) == [Choice("film", 1.0, 8, 0.04)]
+    assert study.further(rows(two), MOST, 0.1) == [Choice("film", 1.0, 8, 0.04)]
     # A training that lacks a seed diverged before its first epoch.
     lacking = pd.concat([rows({0.01: 2.0, 0.02: 1.0}), rows({0.01: 2.0}, seed=1)])
-    assert study.further(lacking, 0.1) == [Choice("film", 1.0, 8, 0.005)]
+    assert study.further(lacking, MOST, 0.1) == [Choice("film", 1.0, 8, 0.005)]
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "found"),
+    [
+        (3.0, 2.0, [(16, 0.01), (16, 0.02)]),  # longer is better: the best rate, and the next smaller one
+        (2.0, 3.0, [(2, 0.02), (2, 0.04)]),
+        (2.0, 2.05, []),
+        (2.0, math.inf, [(2, 0.02), (2, 0.04)]),
+    ],
+)
+def test_the_search_goes_on_while_the_best_number_of_passes_is_an_edge(few, many, found):
+    def every(few, many):
+        return [
+            rows({0.01: least + 0.5, 0.02: least, 0.04: least + 0.5}, passes=passes) for passes, least in ((4, few), (8, many))
+        ]
+
+    assert study.further(pd.concat(every(few, many)), MOST, 0.1) == [Choice("film", 1.0, *each) for each in found]
+    # Not beyond what is allowed, not below one pass, and not before the learning rates are found.
+    assert study.further(pd.concat(every(3.0, 2.0)), {("film", 1.0): 15}, 0.1) == []
+    shorter = [rows({0.01: loss}, passes=passes) for passes, loss in ((1, 1.0), (2, 2.0))]
+    assert study.further(pd.concat(shorter), MOST, 0.1) == []
+    edge = [*every(3.0, 2.0), rows({0.08: 1.0}, passes=8)]
+    assert study.further(pd.concat(edge), MOST, 0.1) == [Choice("film", 1.0, 8, 0.16)]
 
 
 def test_the_best_training_is_chosen_on_the_seeds_of_the_search_and_within_the_passes():
@@ -74,15 +101,14 @@ def test_the_best_training_is_chosen_on_the_seeds_of_the_search_and_within_the_p
 
 
 def test_one_model_never_has_more_compute_than_the_beta_vaes():
-    for passes in (1, 3, 40, 200):
-        for price in (0.5, 1.0, 1.5, 3.0):
-            plan = Plan(passes=passes, rungs=3, price=price, sweep_price=1.0)
-            assert plan.ladder(passes)[-1] == passes
-            for points in plan.points:
-                most = plan.worth(points, price)
-                assert most * price <= points * passes < 2 * most * price
-                assert plan.ladder(2 * most)[-1] == 2 * most  # so that its check has twice as many
-    assert Plan(passes=200).ladder(200) == [50, 100, 200]
+    for price in (0.5, 1.0, 1.5, 3.0, 4.0):
+        plan = Plan(passes=64, price=price, sweep_price=1.0)
+        for points in plan.points:
+            most = plan.worth(points, price)
+            assert most * price <= points * 64 < 2 * most * price
+            assert most / 64 in (0.5, 1, 2, 4, 8, 16)
+            assert study.limits(plan)["film", 0.25] >= 2 * most  # its check has twice as many
+    assert study.limits(plan)["β-VAE", 0.1] == study.limits(plan)["gates", 0.0] == 128
 
 
 @pytest.mark.parametrize(
@@ -97,12 +123,13 @@ def test_one_model_never_has_more_compute_than_the_beta_vaes():
         ({"betas": "1,0.5"}, "betas must be numbers > 0"),
         ({"betas": "0,0.5"}, "betas must be numbers > 0"),
         ({"betas": "1,20"}, "low and high must have all of betas between them"),
-        ({"low": 0.1}, "low and high"),
+        ({"low": 0.2}, "low and high"),
         ({"lrs": ()}, "lrs must be"),
         ({"points": "4,4"}, "points must be different"),
         ({"points": 0}, "points must be"),
+        ({"points": ()}, "points must be"),
         ({"price": 0}, "price must be"),
-        ({"sweep_price": 100}, "price and sweep_price leave"),
+        ({"sweep_price": 9}, "price, sweep_price and points leave"),
         ({"passes": 0}, "passes must be"),
         ({"measured": 0}, "measured must be"),
         ({"seeds": "0"}, "at least two seeds"),
