@@ -33,7 +33,7 @@ check: $(READY_DEV)  ## lint, formatting, types, notebook hygiene
 	@$(BIN)/python -m pytest tests/test_notebooks.py
 
 bench: $(READY)  ## run the measured comparisons, one after another
-	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean:  ## remove the built book and the executed notebooks; the environment stays
 	@rm -rf _build book/executed .pytest_cache .ruff_cache

@@ -139,7 +139,7 @@ class Lab:
                 for future in as_completed(futures):
                     try:
                         yield futures[future], future.result()
-                    except Exception as error:
+                    except (Exception, training.Interrupted) as error:  # a worker that was told to stop is a lost one
                         yield futures[future], error
             except BrokenProcessPool as error:  # while calls were handed out
                 yield from ((key, error) for key in calls.keys() - {*futures.values()})

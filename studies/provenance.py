@@ -18,6 +18,7 @@ import nbvae
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("nbvae", "studies", "pyproject.toml", "constraints.txt")  # what decides a result; a record that grows does not
 _SHOWS = {"plotting.py", "notebook.py"}  # what is drawn changes no result
+_FRAME = {f"studies.{name}" for name in ("convergence", "lab", "plan", "provenance", "record")}  # what uses results makes none
 _PACKAGES = ("nbvae", "torch", "numpy", "scikit-learn")
 
 
@@ -49,14 +50,27 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 @functools.cache
 def code(module: str) -> str:
-    """A hash of what the library and a module that uses it do: without comments, documentation and what only draws."""
+    """A hash of what the library and a module that uses it do: without comments, documentation and what only draws.
+
+    Functions and classes that the module has from other studies count with the whole of their modules.
+    """
     library = Path(nbvae.__file__).parent
     files = {file.relative_to(library).as_posix(): file for file in sorted(library.rglob("*.py")) if file.name not in _SHOWS}
-    files[module] = Path(sys.modules[module].__file__ or "")
+    files |= {name: Path(sys.modules[name].__file__ or "") for name in sorted(_used(module))}
     digest = hashlib.sha256()
     for name, file in files.items():
         digest.update(f"{name} {_meaning(file.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _used(module: str) -> set[str]:
+    """The module and the studies that it has functions or classes from, directly or by another."""
+    found, todo = set(), {module}
+    while todo:
+        found.add(name := todo.pop())
+        owners = {getattr(value, "__module__", None) for value in vars(sys.modules[name]).values()}
+        todo |= {owner for owner in owners if str(owner).startswith("studies.") and owner not in _FRAME} - found
+    return found
 
 
 def _meaning(source: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from nbvae import training
+
 
 def square(n: int, log: str, store: str | None, device: str, **cell: Any) -> dict[str, Any]:
     """n² and an array; each call that ends is a line in the file `log`."""
@@ -31,6 +33,15 @@ def fails_once(n: int, log: str, store: str | None, device: str) -> dict[str, An
     if not mark.exists():
         mark.touch()
         raise OSError("the disk was away")
+    return square(n, log, store, device)
+
+
+def stops_once(n: int, log: str, store: str | None, device: str) -> dict[str, Any]:
+    """`square`, but the first call with n = 2 is told to stop, as a cluster does with a worker."""
+    mark = Path(f"{log}.stopped")
+    if n == 2 and not mark.exists():
+        mark.touch()
+        raise training.Interrupted("stopped after 3 of 9 epochs")
     return square(n, log, store, device)
 
 
