@@ -18,7 +18,7 @@ book: $(READY)  ## run the notebooks that changed and build _build/html/index.ht
 	@$(BIN)/python book/build.py
 
 test: $(READY)  ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab

@@ -195,6 +195,11 @@ def work(module: str, name: str, cell: dict[str, Any], store: str | None, device
     return Result(rest | arrays, note)
 
 
+def kept(store: str | None) -> training.Store | None:
+    """Where a call's trainings are kept, for `fit` and `sweep`."""
+    return None if store is None else training.Store(Path(store))
+
+
 def processes(count: int | None = None) -> Callable[[], Executor]:
     """Executors of `count` processes, one for each core by default, with one thread each."""
     count = os.cpu_count() or 1 if count is None else checks.whole("workers", count)

@@ -14,7 +14,6 @@ than .1, as such β-VAEs fit their training images: on others they are worse und
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,8 @@ from nbvae import checks, data, estimators, models, objectives, results, trainin
 from nbvae.models.multi_beta import Condition
 from nbvae.models.vae import normal
 from studies import convergence, provenance
-from studies.lab import Lab
+from studies.lab import Lab, kept
+from studies.objectives import likelihood
 from studies.plan import Plan as Common
 from studies.plan import load
 from studies.record import Record
@@ -374,16 +374,10 @@ def trained(
 
     each = [objectives.BetaVAE(member) if conditioning == DEDICATED else objectives.MultiBeta(member) for member in members]
     config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
-    kept: Any = {} if store is None else {"store": training.Store(Path(store))}
     try:
-        return training.sweep(make, ds, objectives=each, seeds=seeds, config=config, **kept)
+        return training.sweep(make, ds, objectives=each, seeds=seeds, config=config, store=kept(store))
     except training.Diverged as stopped:
         return stopped.runs
-
-
-def likelihood(ds: data.Dataset) -> dict[str, Any]:
-    """The decoder's distribution for these data: Bernoulli on pixels of 0 and 1, else a narrow Gaussian."""
-    return {} if ds.is_binary else {"likelihood": "gaussian", "sigma": 0.1 * ds.train.std().item()}
 
 
 def many(conditioning: str, shape: dict[str, Any], beta_range: tuple[float, float]) -> models.MultiBetaVAE:

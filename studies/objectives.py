@@ -6,7 +6,6 @@ in batches as it was trained, with the same draws for all models, and taken apar
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from nbvae import checks, data, estimators, models, objectives, results, training
 from studies import convergence, provenance
-from studies.lab import Lab
+from studies.lab import Lab, kept
 from studies.plan import Plan as Common
 from studies.plan import load
 from studies.record import Record
@@ -153,22 +152,20 @@ def train(
     }
     make = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
     config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
-    kept: Any = {} if store is None else {"store": training.Store(Path(store))}
-    runs: list[Any] = training.sweep(
-        lambda: models.VAE(**make), ds, objectives=[kinds[objective]], seeds=seeds, config=config, **kept
+    runs = training.sweep(
+        lambda: models.VAE(**make), ds, objectives=[kinds[objective]], seeds=seeds, config=config, store=kept(store)
     )
-    found = []
-    for each in runs:
-        place = {"objective": objective, "seed": each.config.seed, "split": "train"}
-        values = {f"loss under {name}": loss(each.model, kind, ds.train, batch, draws) for name, kind in kinds.items()}
-        terms = estimators.decompose(each.model, ds.train[: max(2000, batch)], n_samples=4)
-        values |= {name: getattr(terms, name) for name in TERMS}
-        moments = estimators.moments(each.model, ds.train)
-        values["second_moment"] = (moments.second_moment - 1).abs().max().item()
-        found += [
-            place | {"quantity": name, "value": value, "stderr": None, "n": len(ds.train)} for name, value in values.items()
-        ]
-    return {"rows": found}
+    return {"rows": [row | {"objective": objective} for each in runs for row in measured(each, ds.train, kinds, batch, draws)]}
+
+
+def measured(run: Any, x: Tensor, kinds: dict[str, Any], batch: int, draws: int) -> list[dict[str, Any]]:
+    """Rows of one model on training images: its losses under some objectives, its terms, and how far E z² is from 1."""
+    values = {f"loss under {name}": loss(run.model, kind, x, batch, draws) for name, kind in kinds.items()}
+    terms = estimators.decompose(run.model, x[: max(2000, batch)], n_samples=4)
+    values |= {name: getattr(terms, name) for name in TERMS}
+    values["second_moment"] = (estimators.moments(run.model, x).second_moment - 1).abs().max().item()
+    place = {"seed": run.config.seed, "split": "train", "stderr": None, "n": len(x)}
+    return [place | {"quantity": name, "value": value} for name, value in values.items()]
 
 
 def likelihood(ds: data.Dataset) -> dict[str, Any]:

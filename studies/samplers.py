@@ -8,7 +8,6 @@ is a density, the rate under it is what an example costs if that density takes t
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,7 +16,7 @@ import torch
 from nbvae import checks, estimators, metrics, models, objectives, results, samplers, training
 from nbvae.results import Estimate
 from studies import convergence, provenance
-from studies.lab import Lab
+from studies.lab import Lab, kept
 from studies.objectives import likelihood
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -108,14 +107,14 @@ def run(plan: Plan, lab: Lab) -> Record:
     frame = pd.DataFrame(
         [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
     )
-    kept: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
+    whole: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
     return Record(
         study="samplers",
         plan=plan.settings,
         hash=plan.hash,
-        frame=results.frame_of(kept.to_dict("records"), study="samplers", dataset=plan.dataset),
+        frame=results.frame_of(whole.to_dict("records"), study="samplers", dataset=plan.dataset),
         checks=[_doubled(plan, frame)],
-        said=_said(plan, kept),
+        said=_said(plan, whole),
         data=plan.data().sha256,
         code=provenance.code(__name__),
         notes=lab.notes,
@@ -153,9 +152,10 @@ def draw(
     beta = ladder[-1]
     make: Any = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
     config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
-    kept: Any = {} if store is None else {"store": training.Store(Path(store))}
     runs: Any = [
-        training.sweep(partial(kind, **make, **more), ds, objectives=[objective], seeds=[seed], config=config, **kept)
+        training.sweep(
+            partial(kind, **make, **more), ds, objectives=[objective], seeds=[seed], config=config, store=kept(store)
+        )
         for kind, more, objective in (
             (models.MultiBetaVAE, {"beta_range": (lowest, highest)}, objectives.MultiBeta(power)),
             (models.VAE, {}, objectives.BetaVAE(beta)),

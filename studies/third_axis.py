@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from torch import Tensor, distributions, nn
 from nbvae import checks, estimators, metrics, models, objectives, posterior, results, samplers, training
 from nbvae.results import Estimate
 from studies import convergence, provenance
-from studies.lab import Lab
+from studies.lab import Lab, kept
 from studies.objectives import likelihood, loss
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -187,13 +186,15 @@ def run(plan: Plan, lab: Lab) -> Record:
     own = {name: plan.settings[name] for name in ("dataset", "binarize", "drawn")}
     floor = [each["row"] for each in lab.map(trained_on, [own | {"seed": seed} for seed in few], "training images")]
 
-    kept = [row | {"part": "models"} for row in many if row["passes"] <= plan.passes] + [row | {"part": "pair"} for row in pair]
+    shown = [row | {"part": "models"} for row in many if row["passes"] <= plan.passes] + [
+        row | {"part": "pair"} for row in pair
+    ]
     tables = wide(pd.DataFrame(many)), wide(pd.DataFrame(pair))
     return Record(
         study="third_axis",
         plan=plan.settings,
         hash=plan.hash,
-        frame=results.frame_of(kept + floor, study="third_axis", dataset=plan.dataset),
+        frame=results.frame_of(shown + floor, study="third_axis", dataset=plan.dataset),
         checks=_checks(plan, *tables, pd.DataFrame(losses)),
         said=_said(plan, *tables),
         data=plan.data().sha256,
@@ -337,12 +338,16 @@ def train(
     store: str | None,
 ) -> list[tuple[dict[str, Any], Any]]:
     """The models of one kind, each with its place in the frame."""
-    kept: Any = {} if store is None else {"store": training.Store(Path(store))}
     make: Any = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
     if kind == MANY:
         make |= {"beta_range": (0.6 * min(settings), 5 * max(settings))}
         runs: Any = training.sweep(
-            partial(models.MultiBetaVAE, **make), ds, objectives=[objectives.MultiBeta()], seeds=seeds, config=config, **kept
+            partial(models.MultiBetaVAE, **make),
+            ds,
+            objectives=[objectives.MultiBeta()],
+            seeds=seeds,
+            config=config,
+            store=kept(store),
         )
         return [
             ({"objective": kind, "beta": beta, "seed": run.config.seed}, run.model.at(beta))
@@ -357,7 +362,7 @@ def train(
         kinds, places = [objectives.NAMED[name](**options)], [{}]
     else:
         kinds, places = [weighting(*each) for each in settings], [{"on_information": a, "on_marginal": w} for a, w in settings]
-    runs = training.sweep(partial(models.VAE, **make), ds, objectives=kinds, seeds=seeds, config=config, **kept)
+    runs = training.sweep(partial(models.VAE, **make), ds, objectives=kinds, seeds=seeds, config=config, store=kept(store))
     placed = [place for place in places for _ in seeds]
     return [
         ({"objective": kind} | place | {"seed": run.config.seed}, run.model) for place, run in zip(placed, runs, strict=True)

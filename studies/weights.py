@@ -1,0 +1,244 @@
+"""Each weight on the terms of the ELBO by itself, and what it costs to estimate a weighted term from a minibatch.
+
+Four families of one architecture. *β-VAEs*, all weights at once, are the line that the others are held against: at the
+same mutual information, is there less of the other terms? *One weight*: D + a·I(x; z) + t·TC + m·DW with exact terms, two of
+the weights 1. *Estimators*: one weight on the total correlation, estimated from the minibatch in the ways that are published
+(Chen et al. 2018; Esmaeili et al. 2019; Kim & Mnih 2018), against the same weight on the exact term, under the exact objective.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nbvae import checks, models, objectives, results, training
+from nbvae.posterior import MINIBATCH
+from studies import convergence, provenance
+from studies.lab import Lab, kept
+from studies.objectives import TERMS, likelihood, measured
+from studies.plan import Plan as Common
+from studies.plan import load
+from studies.record import Record
+
+QUESTION = "What does a weight on one term of the ELBO do to all of them, and what does its estimate from a minibatch cost?"
+CHAPTER = "02_four_terms"
+DATASETS = ("digits", "mnist", "glyphs")
+DISCRIMINATOR = "discriminator"
+WEIGHTS = {"information": "alpha", "correlation": "beta", "dimension": "gamma"}  # names of `BetaTCVAE`'s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Common):
+    """Settings of the study.
+
+    - `betas`: of the β-VAEs; 1, the VAE, must be among them.
+    - `information`, `correlation`, `dimension`: the weights on I(x; z), TC and DW that are tried, in turn, with exact terms.
+    - `estimated`: the weight on TC that is also estimated, one of `correlation`.
+    - `estimators`: how, among those of `posterior.MINIBATCH` and "discriminator".
+    - `passes`: over the training images; some seeds are also trained for twice as many.
+    - `again`: how many of the seeds.
+    - `latent_dim`, `hidden`, `batch`, `lr`: of the models and their training, under a one-cycle schedule.
+    - `draws`: how often the training images are gone through to measure a loss.
+    - `largest_error`: the most that the standard error of a difference of losses may be, in nats.
+    """
+
+    betas: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+    information: tuple[float, ...] = (0.5, 2.0)
+    correlation: tuple[float, ...] = (2.0, 6.0)
+    dimension: tuple[float, ...] = (4.0,)
+    estimated: float = 6.0
+    estimators: tuple[str, ...] = (*MINIBATCH, DISCRIMINATOR)
+    passes: int = 400
+    again: int = 2
+    latent_dim: int = 8
+    hidden: tuple[int, ...] = (128,)
+    batch: int = 100
+    lr: float = 1e-2
+    draws: int = 8
+    largest_error: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("betas", *WEIGHTS):
+            each = getattr(self, name)
+            if not each or min(each) <= 0 or len(set(each)) < len(each):
+                raise ValueError(f"{name} must be different numbers > 0, at least one; got {checks.short(each)}")
+        if 1.0 not in self.betas or len(self.betas) < 2:
+            raise ValueError("betas must have 1, the VAE, and at least one other")
+        if any(1.0 in getattr(self, name) for name in WEIGHTS):
+            raise ValueError(f"{', '.join(WEIGHTS)} must not have 1, which is the VAE")
+        if self.estimated not in self.correlation:
+            raise ValueError(f"estimated must be one of correlation, {self.correlation}; got {self.estimated:g}")
+        for name in self.estimators:
+            checks.choice("an estimator", name, (*MINIBATCH, DISCRIMINATOR))
+        if not 2 <= self.again <= len(self.seeds):
+            raise ValueError("errors need at least two seeds, also of those that are trained again")
+
+
+def plan(dataset: str, budget: str) -> Plan:
+    # Exact terms cost images × images × latents in each pass: of larger data sets a part is used.
+    full = Plan(dataset=dataset, images=None if dataset == "digits" else 3000)
+    if dataset in ("mnist", "glyphs"):
+        full = full.changed(passes=100, hidden=(256,), latent_dim=10, lr=4e-3, draws=2, largest_error=0.25)
+    if dataset == "glyphs":
+        full = full.changed(binarize="threshold")
+    if budget == "quick":
+        return full.changed(images=1000, passes=max(1, full.passes // 40), seeds=(0, 1), again=2, draws=1)
+    if budget == "smoke":
+        few = {"betas": (1.0, 2.0), "information": (2.0,), "correlation": (6.0,), "estimators": ("hfvae", DISCRIMINATOR)}
+        return full.changed(**few, images=200, passes=1, seeds=(0, 1), again=2, draws=1, hidden=(16,))
+    return full
+
+
+def rows_of(plan: Plan) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What is trained, by the names that tables have: the name in `objectives.NAMED` and the settings of each."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {_beta(beta): ("beta_vae", {"beta": beta}) for beta in plan.betas}
+    for name, setting in WEIGHTS.items():
+        for weight in getattr(plan, name):
+            settings = dict.fromkeys(WEIGHTS.values(), 1.0) | {setting: weight, "estimator": "exact"}
+            found[f"{weight:g} on {name}"] = ("beta_tcvae", settings)
+    for estimator in plan.estimators:
+        settings: dict[str, Any] = {"alpha": 1.0, "beta": plan.estimated, "gamma": 1.0, "estimator": estimator}
+        kind = "beta_tcvae"
+        if estimator == DISCRIMINATOR:
+            kind, settings = "factor_vae", {"gamma": plan.estimated - 1.0}
+        found[f"{plan.estimated:g} on correlation, {estimator}"] = (kind, settings)
+    return found
+
+
+def _beta(beta: float) -> str:
+    return "VAE" if beta == 1 else f"β = {beta:g}"
+
+
+def run(plan: Plan, lab: Lab) -> Record:
+    rows = rows_of(plan)
+    exact = {name: row for name, row in rows.items() if not name.endswith(tuple(f", {each}" for each in plan.estimators))}
+    names = ("dataset", "binarize", "images", "latent_dim", "hidden", "batch", "lr", "draws")
+    common = {name: plan.settings[name] for name in names} | {"under": exact}
+    every = {2 * plan.passes: plan.seeds[: plan.again], plan.passes: plan.seeds}  # the longest first
+    cells = [
+        {"objective": name, "kind": kind, "settings": settings, "passes": passes, "seeds": seeds} | common
+        for passes, seeds in every.items()
+        for name, (kind, settings) in rows.items()
+    ]
+    found = lab.map(train, cells, "weights")
+    frame = pd.DataFrame(
+        [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
+    )
+    first: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
+    is_loss = first["quantity"].str.startswith("loss under ") & first["objective"].isin(list(exact))
+    losses = first[is_loss].assign(under=first["quantity"].str.removeprefix("loss under "))
+    return Record(
+        study="weights",
+        plan=plan.settings,
+        hash=plan.hash,
+        frame=results.frame_of(first.to_dict("records"), study="weights", dataset=plan.dataset),
+        checks=[convergence.cross_table(losses, plan.largest_error)[1], _doubled(plan, frame)],
+        said=_said(plan, first),
+        data=plan.data().sha256,
+        code=provenance.code(__name__),
+        notes=lab.notes,
+    )
+
+
+def train(
+    dataset: str,
+    binarize: str | None,
+    images: int | None,
+    latent_dim: int,
+    hidden: list[int],
+    batch: int,
+    lr: float,
+    draws: int,
+    under: dict[str, Any],
+    objective: str,
+    kind: str,
+    settings: dict[str, Any],
+    passes: int,
+    seeds: list[int],
+    store: str | None,
+    device: str,
+) -> dict[str, Any]:
+    """The models of one objective, one for each seed: their losses under the exact objectives, and their terms."""
+    ds = load(dataset, binarize, images)
+    make = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
+    config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
+    own = objectives.NAMED[kind](**settings)
+    runs = training.sweep(lambda: models.VAE(**make), ds, objectives=[own], seeds=seeds, config=config, store=kept(store))
+    kinds = {name: objectives.NAMED[each](**more) for name, (each, more) in under.items()}
+    return {"rows": [row | {"objective": objective} for each in runs for row in measured(each, ds.train, kinds, batch, draws)]}
+
+
+def effects(frame: Any) -> Any:
+    """What each objective changes in each term against the VAE of the same seed."""
+    return results.paired(frame[frame["quantity"].isin(TERMS)], objective="VAE")
+
+
+def costs(plan: Plan, frame: Any) -> Any:
+    """By how much the models of estimated terms are worse under the exact objective than its own, seed by seed."""
+    exact = f"{plan.estimated:g} on correlation"
+    some = frame["objective"].str.startswith(exact) & (frame["quantity"] == f"loss under {exact}")
+    return results.paired(frame[some], objective=exact).assign(quantity="cost")
+
+
+def beside_the_line(plan: Plan, frame: Any) -> Any:
+    """The terms of each model less those of β-VAEs at the same mutual information, seed by seed.
+
+    The β-VAEs' terms are interpolated linearly between their points; where they have none of so much information, or of so
+    little, there is no row.
+    """
+    wide = frame[frame["quantity"].isin(TERMS)].pivot_table(
+        index=["objective", "seed"], columns="quantity", values="value", sort=False
+    )
+    rows = []
+    for seed in plan.seeds:
+        line = wide.loc[[(_beta(beta), seed) for beta in plan.betas]].sort_values("mutual_information")
+        for objective in rows_of(plan):
+            own = wide.loc[objective, seed]
+            at, known = own["mutual_information"], line["mutual_information"].to_numpy()
+            if objective in map(_beta, plan.betas) or not known[0] <= at <= known[-1]:
+                continue
+            rows += [
+                {"objective": objective, "seed": seed, "quantity": name, "value": own[name] - np.interp(at, known, line[name])}
+                for name in TERMS
+                if name != "mutual_information"
+            ]
+    return pd.DataFrame(rows, columns=pd.Index(["objective", "seed", "quantity", "value"]))
+
+
+def _doubled(plan: Plan, frame: Any) -> convergence.Check:
+    """Twice the passes against what is claimed: costs, and changes to a term, of at least four times the largest error."""
+    found = pd.concat(
+        [
+            pd.concat([effects(each), costs(plan, each)]).assign(passes=passes)
+            for passes, each in ((passes, each.drop(columns="passes")) for passes, each in frame.groupby("passes"))
+        ]
+    )
+    first = found[found["passes"] == plan.passes]
+    mean = first.groupby(["objective", "quantity"])["value"].mean().abs()
+    claims: Any = (mean[mean >= 4 * plan.largest_error] / 4).rename("allowed").reset_index()
+    again = found[found["seed"].isin(plan.seeds[: plan.again])]
+    return convergence.twice(again.merge(claims, on=["objective", "quantity"]), ["objective"])
+
+
+def _said(plan: Plan, frame: Any) -> str:
+    cost = results.over_seeds(costs(plan, frame), "objective")
+    said = ", ".join(f"{name.rpartition(', ')[2]} {each:+}" for name, each in cost.items())
+    line = beside_the_line(plan, frame)
+    exact = line[(line["objective"] == f"{plan.estimated:g} on correlation")]
+    beside = (
+        "no β-VAE of the plan has the mutual information of the exact one"
+        if exact.empty
+        else "at the mutual information of the exact one it has "
+        + ", ".join(
+            f"{results.Estimate.over_runs(each['value'].to_numpy()):+} nats of {str(name).replace('_', ' ')}"
+            for name, each in exact.groupby("quantity", sort=False)
+            if name in ("distortion", "total_correlation", "marginal_kl")
+        )
+        + " against the β-VAEs'"
+    )
+    return (
+        f"Weight {plan.estimated:g} on the total correlation: under the exact objective models of estimated terms are worse "
+        f"than the exact term's by {said} nats; {beside}."
+    )

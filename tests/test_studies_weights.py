@@ -1,0 +1,90 @@
+"""The study of single weights: what is trained, the line of β-VAEs at equal information, and the costs of estimates."""
+
+import pandas as pd
+import pytest
+
+from nbvae import objectives
+from studies import weights as study
+from studies.objectives import TERMS
+from studies.weights import Plan
+
+
+def frame_of(values: dict[str, dict[str, float]], seeds: tuple[int, ...] = (0, 1)) -> pd.DataFrame:
+    """A frame of these quantities for each objective, larger by a tenth of the seed."""
+    return pd.DataFrame(
+        [
+            {"objective": objective, "seed": seed, "quantity": name, "value": value + seed / 10}
+            for objective, each in values.items()
+            for name, value in each.items()
+            for seed in seeds
+        ]
+    )
+
+
+def terms(information: float, **others: float) -> dict[str, float]:
+    return dict.fromkeys(TERMS, 0.0) | {"mutual_information": information} | others
+
+
+@pytest.mark.parametrize("dataset", study.DATASETS)
+def test_every_row_is_an_objective_whose_weights_are_those_of_its_name(dataset):
+    plan = study.plan(dataset, "full")
+    rows = {name: objectives.NAMED[kind](**settings) for name, (kind, settings) in study.rows_of(plan).items()}
+    assert rows["VAE"] == objectives.BetaVAE(1.0)
+    assert rows["β = 2"] == objectives.BetaVAE(2.0)
+    assert rows["2 on information"] == objectives.BetaTCVAE(2.0, 1.0, 1.0, estimator="exact")
+    assert rows["6 on correlation"] == objectives.BetaTCVAE(1.0, 6.0, 1.0, estimator="exact")
+    assert rows["4 on dimension"] == objectives.BetaTCVAE(1.0, 1.0, 4.0, estimator="exact")
+    assert rows["6 on correlation, weighted"] == objectives.BetaTCVAE(1.0, 6.0, 1.0, estimator="weighted")
+    assert rows["6 on correlation, discriminator"] == objectives.FactorVAE(gamma=5.0)
+    assert len(rows) == len(plan.betas) + len(plan.information) + len(plan.correlation) + len(plan.dimension) + 4
+
+
+def test_models_are_held_against_beta_vaes_of_the_same_information_and_not_beyond_them():
+    plan = Plan(betas=(1.0, 2.0), information=(2.0,), correlation=(6.0,), dimension=(4.0,), estimators=(), seeds=(0, 1))
+    values = {
+        "VAE": terms(5.0, total_correlation=3.0, distortion=10.0),
+        "β = 2": terms(3.0, total_correlation=1.0, distortion=14.0),
+        "6 on correlation": terms(4.0, total_correlation=0.5, distortion=13.0),
+        "2 on information": terms(5.0, total_correlation=3.0, distortion=10.0),
+        "4 on dimension": terms(6.0),
+    }
+    found = study.beside_the_line(plan, frame_of(values)).set_index(["objective", "quantity", "seed"])["value"]
+    for seed in plan.seeds:
+        assert found["6 on correlation", "total_correlation", seed] == pytest.approx(0.5 - 2.0)
+        assert found["6 on correlation", "distortion", seed] == pytest.approx(13.0 - 12.0)
+        assert found["2 on information", "total_correlation", seed] == pytest.approx(0.0)
+    assert set(found.index.get_level_values("objective")) == {"6 on correlation", "2 on information"}
+
+
+def test_what_an_estimate_costs_is_the_loss_under_the_exact_objective_beyond_the_exact_terms():
+    plan = Plan(estimators=("hfvae",), seeds=(0, 1))
+    own = "loss under 6 on correlation"
+    frame = frame_of(
+        {
+            "6 on correlation": {own: 20.0, "loss under VAE": 15.0, "rate": 3.0},
+            "6 on correlation, hfvae": {own: 20.5, "loss under VAE": 14.0, "rate": 3.5},
+            "2 on correlation": {own: 21.0, "loss under VAE": 14.0, "rate": 3.5},
+        }
+    )
+    found = study.costs(plan, frame)
+    assert found["value"].tolist() == pytest.approx([0.5, 0.5])
+    assert set(found["objective"]) == {"6 on correlation, hfvae"}
+    assert set(found["quantity"]) == {"cost"}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"betas": (2.0, 3.0)}, "betas must have 1"),
+        ({"betas": (1.0, 1.0)}, "betas must be different numbers > 0"),
+        ({"information": (-1.0,)}, "information must be different numbers > 0"),
+        ({"correlation": (1.0, 6.0)}, "must not have 1, which is the VAE"),
+        ({"estimated": 5.0}, "estimated must be one of correlation"),
+        ({"estimators": ("exactly",)}, "an estimator must be one of"),
+        ({"again": 1}, "at least two seeds"),
+    ],
+)
+def test_a_plan_refuses_in_one_line(values, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        Plan(**values)
+    assert "\n" not in str(caught.value)
