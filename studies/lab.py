@@ -152,7 +152,7 @@ class Lab:
         path = Path(given).expanduser() if isinstance(given, str) and given.lower().endswith(".npz") else None
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None
         device = "cpu" if self.device == "cpu" else "accelerator"  # rounds otherwise
-        said = [_FORMAT, module, name, cell, content, device, provenance.code(module)]
+        said = [_FORMAT, module, name, cell, content, device, provenance.code(module, name)]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def _known(self, key: str) -> Result | None:

@@ -18,7 +18,6 @@ import nbvae
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("nbvae", "studies", "pyproject.toml", "constraints.txt")  # what decides a result; a record that grows does not
 _SHOWS = {"plotting.py", "notebook.py"}  # what is drawn changes no result
-_FRAME = {f"studies.{name}" for name in ("convergence", "lab", "plan", "provenance", "record")}  # what uses results makes none
 _PACKAGES = ("nbvae", "torch", "numpy", "scikit-learn")
 
 
@@ -49,32 +48,52 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 @functools.cache
-def code(module: str) -> str:
-    """A hash of what the library and a module that uses it do: without comments, documentation and what only draws.
+def code(module: str, function: str = "run") -> str:
+    """A hash of what the library does, and a function of a module that uses it: without comments, documentation and drawing.
 
-    Functions and classes that the module has from other studies count with the whole of their modules.
+    Of the module and of other studies it has the definitions that the function needs, directly or by another: a check that is
+    edited leaves the hash of what trains as it is.
     """
     library = Path(nbvae.__file__).parent
     files = {file.relative_to(library).as_posix(): file for file in sorted(library.rglob("*.py")) if file.name not in _SHOWS}
-    files |= {name: Path(sys.modules[name].__file__ or "") for name in sorted(_used(module))}
+    parts = {name: _meaning(ast.parse(file.read_text(encoding="utf-8"))) for name, file in files.items()}
     digest = hashlib.sha256()
-    for name, file in files.items():
-        digest.update(f"{name} {_meaning(file.read_text(encoding='utf-8'))}\n".encode())
+    for name, meaning in (parts | _needed(module, function)).items():
+        digest.update(f"{name} {meaning}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _used(module: str) -> set[str]:
-    """The module and the studies that it has functions or classes from, directly or by another."""
-    found, todo = set(), {module}
+def _needed(module: str, function: str) -> dict[str, str]:
+    """What the definitions say that a function needs, by their names, in the function's module and in other studies."""
+    found, todo = {}, {(module, function)}
     while todo:
-        found.add(name := todo.pop())
-        owners = {getattr(value, "__module__", None) for value in vars(sys.modules[name]).values()}
-        todo |= {owner for owner in owners if str(owner).startswith("studies.") and owner not in _FRAME} - found
+        place, name = todo.pop()
+        node = _definitions(place).get(name)
+        if node is None or f"{place}.{name}" in found:  # of the library, or of another package
+            continue
+        if isinstance(node, tuple):  # imported from another study
+            todo.add(node)
+            continue
+        found[f"{place}.{name}"] = _meaning(node)
+        todo |= {(place, each.id) for each in ast.walk(node) if isinstance(each, ast.Name)}
+    return dict(sorted(found.items()))
+
+
+def _definitions(module: str) -> dict[str, Any]:
+    """What the names of a module stand for: a definition, as a tree, or the module and the name that one is imported from."""
+    found: dict[str, Any] = {}
+    for node in ast.parse(Path(sys.modules[module].__file__ or "").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("studies."):
+            found |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {each.id: node for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
     return found
 
 
-def _meaning(source: str) -> str:
-    tree = ast.parse(source)
+def _meaning(tree: ast.AST) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):

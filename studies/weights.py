@@ -52,7 +52,7 @@ class Plan(Common):
     passes: int = 400
     again: int = 2
     latent_dim: int = 8
-    hidden: tuple[int, ...] = (128,)
+    hidden: tuple[int, ...] = (64,)
     batch: int = 100
     lr: float = 1e-2
     draws: int = 8

@@ -132,30 +132,41 @@ def test_a_damaged_result_is_made_again_and_a_setting_a_file_and_the_code_are_ot
     np.savez(mine, train=np.zeros((3, 2)))
     assert make(dataset=str(mine)) == 6
     assert make(dataset=str(mine)) == 6
-    monkeypatch.setattr(lab.provenance, "code", lambda module: "edited")
+    monkeypatch.setattr(lab.provenance, "code", lambda module, function: "edited")
     assert make() == 8
 
 
-def test_the_code_of_a_study_has_that_of_the_studies_that_it_takes_from():
-    module = studies.study("samplers")
-    names = {name.removeprefix("studies.") for name in lab.provenance._used(module.__name__)}
-    assert names == {"samplers", "objectives", "third_axis"}  # `likelihood` and `Rescaled`
-
-
-def test_the_code_of_a_study_is_its_module_and_the_library_without_comments(tmp_path, monkeypatch):
+def test_the_code_of_a_call_is_what_its_function_needs_and_the_library_without_comments(tmp_path, monkeypatch):
     file = tmp_path / "mystudy.py"
     monkeypatch.syspath_prepend(tmp_path)
 
-    def code(source: str) -> str:
+    def code(source: str, function: str = "train") -> str:
         file.write_text(source)
         lab.provenance.code.cache_clear()
         __import__("mystudy")
-        return lab.provenance.code("mystudy")
+        return lab.provenance.code("mystudy", function)
 
-    first = code('"""About."""\nx = 1\n')
-    assert first == code("# why\nx = 1\n")
-    assert first != code("x = 2\n")
+    rest = "def helper():\n    return SIZE\ndef train():\n    return helper()\ndef check(): return 1\n"
+    first = code('"""About."""\nSIZE = 1\n' + rest)
+    assert first == code("# why\nSIZE = 1\n" + rest.replace("return SIZE", '"""What."""\n    return SIZE  # here'))
+    assert first == code("SIZE = 1\n" + rest.replace("return 1", "return 2"))  # nothing that trains needs it
+    assert first != code("SIZE = 2\n" + rest)
+    assert first != code("SIZE = 1\n" + rest.replace("return SIZE", "return SIZE + 1"))
+    assert first != code("SIZE: int = 1\n" + rest, "check")
     lab.provenance.code.cache_clear()
+
+
+def test_the_code_of_a_call_has_what_it_takes_from_other_studies():
+    module = studies.study("samplers")
+    needed = set(lab.provenance._needed(module.__name__, "draw"))
+    assert {"studies.samplers._rate", "studies.samplers.MANY", "studies.objectives.likelihood"} <= needed
+    assert {
+        "studies.third_axis.Rescaled",
+        "studies.third_axis._centre_and_scale",
+        "studies.plan.load",
+        "studies.lab.kept",
+    } <= needed
+    assert not {"studies.samplers._doubled", "studies.samplers.Plan", "studies.third_axis.run"} & needed
 
 
 @pytest.mark.parametrize("function", [labwork.fails_once, labwork.dies_once, labwork.stops_once])
