@@ -6,11 +6,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
 from nbvae import checks, curves, estimators
+from nbvae.results import Estimate
 
 # Okabe and Ito's colours, distinct to colour-blind readers; each series has a marker of its own besides.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -252,14 +254,21 @@ def _limits(array: np.ndarray, limits: tuple[float, float] | None) -> tuple[floa
     return low, high
 
 
-def four_terms(series: Mapping[str, estimators.Decomposition], errors: float = 2.0, limit: float | None = None) -> np.ndarray:
-    """Draw the rate of each model as stacked bars ② + TC + DW, beside its distortion; all in nats per example.
+def four_terms(
+    series: Mapping[str, estimators.Decomposition] | pd.DataFrame,
+    errors: float = 2.0,
+    limit: float | None = None,
+    log_n: float | None = None,
+) -> np.ndarray:
+    """Draw the rate of each model as stacked bars I(x; z) + TC + DW, beside its distortion; all in nats per example.
 
-    - `series`: what `estimators.decompose` returns for each model, by name.
+    - `series`: what `estimators.decompose` returns for each model, by name; or a table with a row for each model and the
+      columns distortion, mutual_information, total_correlation and dimension_kl of `Estimate`s.
     - `errors`: half the length of an error bar in standard errors, >= 0. The bars stand at the end of each term.
-    - `limit`: the nats at which the bars are cut, > 0; None shows them whole. The dotted line is log N, where ② ends.
+    - `limit`: the nats at which the bars are cut, > 0; None shows them whole.
+    - `log_n`: log N, where I(x; z) ends, as a dotted line; None draws that of each decomposition, and none for a table.
 
-    Returns the two `Axes`. Raises `ValueError` for what is no decomposition.
+    Returns the two `Axes`. Raises `ValueError` for what is no decomposition and no such table.
 
     >>> import torch
     >>> from nbvae import models
@@ -269,32 +278,39 @@ def four_terms(series: Mapping[str, estimators.Decomposition], errors: float = 2
     'distortion D (nats per example)'
     >>> plt.close(left.figure)
     """
-    _all("series", series, estimators.Decomposition, "a dict of names and Decompositions")
-    errors = checks.not_negative("errors", errors)
-    limit = None if limit is None else checks.positive("limit", limit)
-    size = (8, 0.34 * len(series) + 1.2)
-    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=[3, 2], layout="constrained")
-    rows = np.arange(len(series))
-    ends = np.zeros(len(series))
     names = {
-        "mutual_information": "mutual information ②",
+        "mutual_information": "mutual information I(x; z)",
         "total_correlation": "total correlation TC",
         "dimension_kl": "dimension-wise KL DW",
     }
+    limits = {checks.positive("log_n", log_n)} if log_n is not None else set()
+    if isinstance(series, pd.DataFrame):
+        rows = {str(name): row.to_dict() for name, row in series.iterrows()}
+        if not rows or any(not isinstance(row.get(name), Estimate) for row in rows.values() for name in ("distortion", *names)):
+            raise ValueError(f"series must be a table with rows and columns of Estimates: distortion, {', '.join(names)}")
+    else:
+        _all("series", series, estimators.Decomposition, "a dict of names and Decompositions")
+        rows = {str(name): each.estimates() for name, each in series.items()}
+        limits = limits or {each.log_n for each in series.values()}
+    errors = checks.not_negative("errors", errors)
+    limit = None if limit is None else checks.positive("limit", limit)
+    size = (8, 0.34 * len(rows) + 1.2)
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=[3, 2], layout="constrained")
+    heights, ends = np.arange(len(rows)), np.zeros(len(rows))
     for (name, label), color, hatch in zip(names.items(), _COLORS, ("", "///", "..."), strict=False):
-        widths = np.array([getattr(each, name) for each in series.values()])
-        spread = errors * np.array([getattr(each, f"{name}_stderr") for each in series.values()])
-        left.barh(rows, widths, left=ends, color=color, edgecolor="white", linewidth=0.5, hatch=hatch, label=label)
+        widths = np.array([row[name].value for row in rows.values()])
+        spread = errors * np.array([row[name].stderr for row in rows.values()])
+        left.barh(heights, widths, left=ends, color=color, edgecolor="white", linewidth=0.5, hatch=hatch, label=label)
         ends = ends + widths
-        left.errorbar(ends, rows, xerr=spread, fmt="none", ecolor="black", elinewidth=1, capsize=2)
-    distortion = [each.distortion for each in series.values()]
-    spread = [errors * each.distortion_stderr for each in series.values()]
-    right.errorbar(distortion, rows, xerr=spread, fmt="o", color=_COLORS[0], markersize=4.5, capsize=2)
-    for log_n in {each.log_n for each in series.values()}:
-        left.axvline(log_n, color="0.4", linestyle=":", linewidth=1.2)
+        left.errorbar(ends, heights, xerr=spread, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+    distortion = [row["distortion"].value for row in rows.values()]
+    spread = [errors * row["distortion"].stderr for row in rows.values()]
+    right.errorbar(distortion, heights, xerr=spread, fmt="o", color=_COLORS[0], markersize=4.5, capsize=2)
+    for each in limits:
+        left.axvline(each, color="0.4", linestyle=":", linewidth=1.2)
     # Where all models are collapsed, the bars have no length: then the line is what there is to see.
-    longest = ends.max() if ends.max() > 0 else max(each.log_n for each in series.values())
-    left.set(xlabel="nats per example", xlim=(0, limit or 1.05 * longest), yticks=rows, yticklabels=list(series))
+    longest = ends.max() if ends.max() > 0 else max(limits, default=1.0)
+    left.set(xlabel="nats per example", xlim=(0, limit or 1.05 * longest), yticks=heights, yticklabels=list(rows))
     left.invert_yaxis()
     right.set(xlabel="distortion D (nats per example)")
     right.grid(axis="y", linewidth=0.4)

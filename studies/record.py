@@ -63,6 +63,12 @@ class Record:
         return all(check.passed for check in self.checks)
 
     @property
+    def convergence(self) -> pd.DataFrame:
+        """The convergence checks as a table for a page: what was checked, the outcome and what was found."""
+        rows = [(check.name, "passed" if check.passed else "failed", check.found) for check in self.checks]
+        return pd.DataFrame(rows, columns=pd.Index(["check", "outcome", "found"]))
+
+    @property
     def seconds(self) -> float:
         """Seconds of compute behind it."""
         return math.fsum(note["seconds"] for note in self.notes)

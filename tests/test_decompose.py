@@ -185,7 +185,7 @@ def test_separated_posteriors_saturate_at_log_n():
     assert found.marginal_kl == pytest.approx(rate - math.log(40), abs=4 * noise)
     assert found.saturated
     assert "Saturated: R > log N = 3.689" in str(found)
-    assert f"④ between {found.marginal_kl_lower:.3f} and {found.marginal_kl:.3f}" in str(found)
+    assert f"KL(q(z) ‖ p(z)) between {found.marginal_kl_lower:.3f} and {found.marginal_kl:.3f}" in str(found)
 
 
 def test_the_table_names_every_term_with_its_error():
@@ -200,7 +200,7 @@ def test_the_table_names_every_term_with_its_error():
     assert f"log N = {math.log(300):.3f}" in str(free)
     lines = str(found).splitlines()
     for label, name in zip(
-        ("D ", "R ", "② I", "④ KL", "TC total", "DW", "TC between", "TC within"),
+        ("D ", "R ", "I(x; z)", "KL(q", "TC total", "DW", "TC between", "TC within"),
         ("distortion", "rate", *TERMS, "between_groups", "within_groups"),
         strict=True,
     ):

@@ -8,10 +8,12 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from nbvae import curves, estimators, models, plotting
+from nbvae.results import Estimate
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +172,15 @@ def test_a_grid_takes_images_of_any_real_type_and_from_numpy(kind):
     np.testing.assert_array_equal(sheet_of(plotting.image_grid(needing)), wanted)
 
 
+TERMS = pd.DataFrame(
+    {
+        "distortion": [Estimate(9.0, 0.1), Estimate(8.0, 0.1)],
+        "mutual_information": [Estimate(3.0, 0.1), Estimate(4.0, 0.1)],
+        "total_correlation": [Estimate(0.5, 0.1), Estimate(0.25, 0.1)],
+        "dimension_kl": [Estimate(0.1, 0.01), Estimate(0.2, 0.01)],
+    },
+    index=["VAE", "β = 2"],
+)
 IMAGES = torch.rand(2, 3, 1, 6, 6)
 
 
@@ -219,6 +230,12 @@ IMAGES = torch.rand(2, 3, 1, 6, 6)
         (lambda c: plotting.four_terms({}), "series must be a dict of names and Decompositions"),
         (lambda c: plotting.four_terms({"a": c}), "series must be a dict of names and Decompositions, .* under 'a'"),
         (lambda c: plotting.four_terms([1]), "series must be"),
+        (
+            lambda c: plotting.four_terms(pd.DataFrame({"distortion": [1.0]})),
+            "series must be a table with rows",
+        ),
+        (lambda c: plotting.four_terms(pd.DataFrame()), "series must be a table"),
+        (lambda c: plotting.four_terms(TERMS, log_n=0), "log_n must be a finite number > 0"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_one_line_before_a_figure_is_made(draw, message, curve):
@@ -251,6 +268,16 @@ def test_bars_of_collapsed_models_are_on_a_scale_and_every_log_n_has_its_line():
     left, _ = plotting.four_terms(made)
     assert {line.get_xdata()[0] for line in left.lines if line.get_linestyle() == ":"} == {np.log(20), np.log(50)}
     assert left.get_xlim()[1] > 0
+
+
+def test_bars_of_a_table_are_those_of_its_estimates_and_log_n_is_drawn_where_it_is_given():
+    left, right = plotting.four_terms(TERMS, log_n=7.0)
+    bars = [patch for container in left.containers if hasattr(container, "patches") for patch in container.patches]
+    assert [bar.get_width() for bar in bars] == pytest.approx([3.0, 4.0, 0.5, 0.25, 0.1, 0.2])
+    assert [label.get_text() for label in left.get_yticklabels()] == ["VAE", "β = 2"]
+    assert [line.get_xdata()[0] for line in left.lines if line.get_linestyle() == ":"] == [7.0]
+    assert right.lines[0].get_xdata().tolist() == [9.0, 8.0]
+    assert not [line for line in plotting.four_terms(TERMS)[0].lines if line.get_linestyle() == ":"]
 
 
 def test_bars_of_the_terms_end_where_the_terms_add_up_to():

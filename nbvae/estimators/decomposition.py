@@ -99,10 +99,10 @@ class Decomposition(results.Quantities):
 
     def __str__(self) -> str:
         information = (
-            _line(self, "② I(x; z)", "mutual_information")
+            _line(self, "I(x; z)", "mutual_information")
             + f", at most log N = {self.log_n:.3f}; without own component {self.mutual_information_upper:.3f}"
         )
-        marginal = _line(self, "④ KL(q(z) ‖ p(z))", "marginal_kl") + f"; without own component {self.marginal_kl_lower:.3f}"
+        marginal = _line(self, "KL(q(z) ‖ p(z))", "marginal_kl") + f"; without own component {self.marginal_kl_lower:.3f}"
         lines = [
             _line(self, "D distortion", "distortion"),
             _line(self, "R rate", "rate"),
@@ -118,10 +118,10 @@ class Decomposition(results.Quantities):
             ]
         if self.saturated:
             lines += [
-                f"Saturated: R > log N = {self.log_n:.3f}. {self.n_reference} examples cannot tell ②, ④, TC of the population.",
-                f"For an encoder not trained on them, on average ② is between {self.mutual_information:.3f} and "
+                f"Saturated: R > log N = {self.log_n:.3f}. {self.n_reference} examples cannot tell I, KL and TC of the data.",
+                f"For an encoder not trained on them, on average I(x; z) is between {self.mutual_information:.3f} and "
                 f"{self.mutual_information_upper:.3f}, "
-                f"④ between {max(0.0, self.marginal_kl_lower):.3f} and {self.marginal_kl:.3f}.",
+                f"KL(q(z) ‖ p(z)) between {max(0.0, self.marginal_kl_lower):.3f} and {self.marginal_kl:.3f}.",
             ]
         return "\n".join(lines)
 
