@@ -11,7 +11,8 @@ The rooms and what each offers, from the ones that know least to the ones that k
   RDPoint, Regret, Envelope, RDCurve
 - `analytic`: closed forms to hold everything else to.
   Numbers, Solution, LinearGaussian, linear_elbo_terms, GaussianTerms, linear_four_terms, linear_evidence,
-  calibrated_distortion, gaussian_rd, gaussian_rate_distortion, gaussian_distortion_rate
+  calibrated_distortion, gaussian_rd, gaussian_rate_distortion, gaussian_distortion_rate, SampledRD, sampled_rd,
+  DiscreteRD, blahut_arimoto
 - `models`: VAEs as three distributions, `posterior(x)`, `likelihood(z)`, `prior()`.
   VAE, AtBeta, Discretized, MultiBetaVAE
 - `posterior`: the aggregated posterior q(z) of a data set.
