@@ -36,7 +36,9 @@ def test_every_public_function_and_class_says_what_it_is_and_shows_it(name, valu
 
 # Records that are only ever returned; the examples of the functions that return them show them.
 MADE_BY_FUNCTIONS = {
+    "analytic.DiscreteRD",
     "analytic.GaussianTerms",
+    "analytic.SampledRD",
     "analytic.Solution",
     "curves.Envelope",
     "curves.Regret",
