@@ -8,7 +8,7 @@ An error so large that nothing could be seen beside it is no agreement: each che
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,6 +98,19 @@ def twice(frame: pd.DataFrame, by: list[str]) -> Check:
         worst = max(worst, (size, f"{' '.join(map(str, key))}: {change:+}, {allowed:.2g} allowed"))
     found = f"of {frame.groupby(['quantity', *by]).ngroups} claims the largest change is of {worst[1]}"
     return Check(f"{many} passes move nothing that is claimed after {few}", passed, found)
+
+
+def twice_as_long(effects: Any, passes: int, seeds: Sequence[int], least: float) -> Check:
+    """`twice` for effects that are claimed where they are large enough; a quarter of each would not matter.
+
+    - `effects`: a row for each `objective`, `quantity`, `seed` and number of `passes`, the plan's and twice as many.
+    - `passes`: the plan's.
+    - `seeds`: those that were trained for both.
+    - `least`: what an effect must be, as a mean over seeds after the plan's passes, to be claimed.
+    """
+    mean = effects[effects["passes"] == passes].groupby(["objective", "quantity"])["value"].mean().abs()
+    claims = (mean[mean >= least] / 4).rename("allowed").reset_index()
+    return twice(effects[effects["seed"].isin(seeds)].merge(claims, on=["objective", "quantity"]), ["objective"])
 
 
 def allowed(claim: Estimate, largest_error: float) -> float:

@@ -17,7 +17,7 @@ from nbvae import checks, estimators, metrics, models, objectives, results, samp
 from nbvae.results import Estimate
 from studies import convergence, provenance
 from studies.lab import Lab, kept
-from studies.objectives import likelihood
+from studies.objectives import likelihood, schedule
 from studies.plan import Plan as Common
 from studies.plan import load
 from studies.record import Record
@@ -151,7 +151,7 @@ def draw(
     extract = metrics.classifier(whole)
     beta = ladder[-1]
     make: Any = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
-    config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
+    config = schedule(ds, passes, batch, lr, device)
     runs: Any = [
         training.sweep(
             partial(kind, **make, **more), ds, objectives=[objective], seeds=[seed], config=config, store=kept(store)

@@ -26,7 +26,7 @@ from nbvae import checks, estimators, metrics, models, objectives, posterior, re
 from nbvae.results import Estimate
 from studies import convergence, provenance
 from studies.lab import Lab, kept
-from studies.objectives import likelihood, loss
+from studies.objectives import likelihood, loss, schedule
 from studies.plan import Plan as Common
 from studies.plan import load
 from studies.record import Record
@@ -287,7 +287,7 @@ def locate(
 ) -> dict[str, Any]:
     """Rate, at the best scale of the latents, and distortion of models of two weights, on training images."""
     ds = load(dataset, binarize, images)
-    config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
+    config = schedule(ds, passes, batch, lr, device)
     found = train(ds, WEIGHTS, settings, seeds, latent_dim, hidden, config, store)
     x = _drawn(ds)
     points = [estimators.evaluate(Rescaled(model, x), x[:reference], n_samples=draws) for _, model in found]
@@ -317,7 +317,7 @@ def measure(
     """Models of one kind, for each setting and seed: rows of the frame, and the losses of each under the weightings `under`."""
     ds = load(dataset, binarize, images)
     extract = metrics.classifier(load(dataset, binarize))
-    config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
+    config = schedule(ds, passes, batch, lr, device)
     rows, losses = [], []
     x, real = _drawn(ds), extract(ds.test)
     for place, model in train(ds, kind, settings, seeds, latent_dim, hidden, config, store):

@@ -40,7 +40,6 @@ def test_every_row_is_an_objective_whose_weights_are_those_of_its_name(dataset):
 
 
 def test_models_are_held_against_beta_vaes_of_the_same_information_and_not_beyond_them():
-    plan = Plan(betas=(1.0, 2.0), information=(2.0,), correlation=(6.0,), dimension=(4.0,), estimators=(), seeds=(0, 1))
     values = {
         "VAE": terms(5.0, total_correlation=3.0, distortion=10.0),
         "β = 2": terms(3.0, total_correlation=1.0, distortion=14.0),
@@ -48,8 +47,8 @@ def test_models_are_held_against_beta_vaes_of_the_same_information_and_not_beyon
         "2 on information": terms(5.0, total_correlation=3.0, distortion=10.0),
         "4 on dimension": terms(6.0),
     }
-    found = study.beside_the_line(plan, frame_of(values)).set_index(["objective", "quantity", "seed"])["value"]
-    for seed in plan.seeds:
+    found = study.beside_the_line(frame_of(values)).set_index(["objective", "quantity", "seed"])["value"]
+    for seed in (0, 1):
         assert found["6 on correlation", "total_correlation", seed] == pytest.approx(0.5 - 2.0)
         assert found["6 on correlation", "distortion", seed] == pytest.approx(13.0 - 12.0)
         assert found["2 on information", "total_correlation", seed] == pytest.approx(0.0)
@@ -57,7 +56,6 @@ def test_models_are_held_against_beta_vaes_of_the_same_information_and_not_beyon
 
 
 def test_what_an_estimate_costs_is_the_loss_under_the_exact_objective_beyond_the_exact_terms():
-    plan = Plan(estimators=("hfvae",), seeds=(0, 1))
     own = "loss under 6 on correlation"
     frame = frame_of(
         {
@@ -66,7 +64,7 @@ def test_what_an_estimate_costs_is_the_loss_under_the_exact_objective_beyond_the
             "2 on correlation": {own: 21.0, "loss under VAE": 14.0, "rate": 3.5},
         }
     )
-    found = study.costs(plan, frame)
+    found = study.costs(frame, 6.0)
     assert found["value"].tolist() == pytest.approx([0.5, 0.5])
     assert set(found["objective"]) == {"6 on correlation, hfvae"}
     assert set(found["quantity"]) == {"cost"}

@@ -217,7 +217,7 @@ class InformationDropout(_OfFourTerms):
     dimension: float = 0.0
     estimator: str = "hfvae"
     weights: ClassVar = weights_on("β", "γ", "0")
-    formula: ClassVar = "D + β② + γ TC"
+    formula: ClassVar = "D + β I(x; z) + γ TC"
     reference: ClassVar = "Achille & Soatto (2018)"
 
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
@@ -243,7 +243,7 @@ class BetaTCVAE(_OfFourTerms):
     gamma: float = 1.0
     estimator: str = "weighted"
     weights: ClassVar = weights_on("α", "β", "γ")
-    formula: ClassVar = "D + α② + β TC + γ DW"
+    formula: ClassVar = "D + α I(x; z) + β TC + γ DW"
     reference: ClassVar = "Chen et al. (2018)"
 
     def __call__(self, model: Model, x: Float[Tensor, "..."], step: int = 0, reference: Tensor | None = None) -> Loss:
@@ -273,7 +273,7 @@ class HFVAE(_OfFourTerms):
     gamma: float = 2.0
     estimator: str = "hfvae"
     weights: ClassVar = weights_on("α", "β between groups, γ within", "1")
-    formula: ClassVar = "D + α② + β TC + γ TC within + DW"
+    formula: ClassVar = "D + α I(x; z) + β TC + γ TC within + DW"
     reference: ClassVar = "Esmaeili et al. (2019)"
 
     def __post_init__(self) -> None:
