@@ -1,0 +1,94 @@
+"""The study of the curve: what is claimed from its rows, equal steps for all sizes, and the linear optimum."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nbvae import data
+from studies import curve as study
+from studies.curve import Plan
+from studies.lab import Lab
+
+
+def test_claims_are_differences_of_losses_and_excesses_of_the_most_images():
+    keys = ["objective", "images", "beta", "seed", "split", "quantity", "value"]
+    rows = [
+        ("densities", images, 2.0, 0, split, quantity, value)
+        for images, split, quantity, value in (
+            *(
+                (100, "train", "loss", 4.0),
+                (100, "test", "loss", 7.0),
+                (100, "test", "excess", 9.0),
+                (100, "train", "excess", 9.0),
+            ),
+            *(
+                (200, "train", "loss", 5.0),
+                (200, "test", "loss", 6.5),
+                (200, "test", "excess", 1.0),
+                (200, "train", "excess", -2.0),
+            ),
+        )
+    ]
+    found = study.effects(pd.DataFrame(rows, columns=pd.Index(keys))).set_index(["objective", "quantity"])["value"].to_dict()
+    assert found == {
+        ("densities, 100 images, β = 2", "test less training"): 3.0,
+        ("densities, 200 images, β = 2", "test less training"): 1.5,
+        ("densities, 200 images, β = 2", "excess, test"): 1.0,
+        ("densities, 200 images, β = 2", "excess, train"): -2.0,
+    }
+
+
+class Asked(Exception):
+    pass
+
+
+@pytest.mark.parametrize("dataset", ["digits", "glyphs"])
+def test_few_images_are_gone_through_more_often(dataset, monkeypatch):
+    """All sizes have as many steps; densities have grey values, probabilities black and white."""
+    plan, seen = study.plan(dataset, "full"), []
+    monkeypatch.setattr(Lab, "map", lambda lab, function, cells, what: seen.extend(cells) or (_ for _ in ()).throw(Asked))
+    with pytest.raises(Asked):
+        study.run(plan, Lab())
+    steps = {(cell["images"] * cell["passes"], cell["seeds"] == plan.seeds) for cell in seen}
+    most = min(plan.sizes[-1], len(plan.data().train))
+    assert {round(one / most / plan.passes) for one, every in steps if every} == {1}
+    assert {round(one / most / plan.passes) for one, every in steps if not every} == {2}
+    assert all((cell["binarize"] is None) == (cell["kind"] == "densities") for cell in seen)
+    assert data.load(dataset, None).is_binary is False
+
+
+def test_a_linear_network_trained_long_enough_has_no_excess():
+    """Gaussian data, a linear VAE: R + MSE/2s of the training examples is that of the optimum, and never below it."""
+    common = {"network": "linear", "hidden": [], "batch": 500, "draws": 20, "measured": None, "latent_dim": 4}
+    cell = {
+        "dataset": "gaussian",
+        "binarize": None,
+        "images": 2000,
+        "most": 2000,
+        "kind": "densities",
+        "places": [0.1, 0.5],
+        "seeds": [0],
+    }
+    found = study.train(**common, **cell, lr=0.05, passes=60, store=None, device="cpu")["rows"]
+    excess = [row["value"] for row in found if row["quantity"] == "excess" and row["split"] == "train"]
+    np.testing.assert_allclose(excess, 0.0, atol=0.05)
+    levels = sorted({row["level"] for row in found})
+    whole = data.load("gaussian").train[:2000].double()
+    assert levels == pytest.approx([share * np.linalg.eigvalsh(np.cov(whole.T, bias=True))[-1] for share in (0.1, 0.5)])
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"kinds": ("counts",)}, "a kind must be one of"),
+        ({"betas": (1.0, 0.5)}, "betas must be numbers > 0, from the smallest"),
+        ({"levels": (0.5, 1.5)}, "levels must be below 1"),
+        ({"sizes": ()}, "sizes must be numbers > 0"),
+        ({"lrs": (0.1,)}, "lrs must be two numbers > 0"),
+        ({"again": 9}, "at least two seeds"),
+    ],
+)
+def test_a_plan_refuses_in_one_line(values, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        Plan(**values)
+    assert "\n" not in str(caught.value)
