@@ -69,7 +69,7 @@ def test_a_linear_network_trained_long_enough_has_no_excess():
         "places": [0.1, 0.5],
         "seeds": [0],
     }
-    found = study.train(**common, **cell, lr=0.05, passes=60, store=None, device="cpu")["rows"]
+    found = study.train(**common, **cell, kind="densities", lr=0.05, passes=60, store=None, device="cpu")["rows"]
     excess = [row["value"] for row in found if row["quantity"] == "excess" and row["split"] == "train"]
     np.testing.assert_allclose(excess, 0.0, atol=0.05)
     levels = sorted({row["level"] for row in found})
