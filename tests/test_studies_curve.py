@@ -65,7 +65,6 @@ def test_a_linear_network_trained_long_enough_has_no_excess():
         "binarize": None,
         "images": 2000,
         "most": 2000,
-        "kind": "densities",
         "places": [0.1, 0.5],
         "seeds": [0],
     }
