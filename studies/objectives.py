@@ -47,7 +47,7 @@ class Plan(Common):
     lr: float = 1e-2
     draws: int = 8
     largest_error: float = 0.1
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
 
     def __post_init__(self) -> None:
         super().__post_init__()
