@@ -150,6 +150,8 @@ def test_the_code_of_a_call_is_what_its_function_needs_and_the_library_without_c
     first = code('"""About."""\nSIZE = 1\n' + rest)
     assert first == code("# why\nSIZE = 1\n" + rest.replace("return SIZE", '"""What."""\n    return SIZE  # here'))
     assert first == code("SIZE = 1\n" + rest.replace("return 1", "return 2"))  # nothing that trains needs it
+    hides = "def train(check=1):\n    return check\ndef check(): return 1\n"  # a name of its own
+    assert code(hides) == code(hides.replace("return 1", "return 2")) != code(hides.replace("check=1", "check=2"))
     assert first != code("SIZE = 2\n" + rest)
     assert first != code("SIZE = 1\n" + rest.replace("return SIZE", "return SIZE + 1"))
     assert first != code("SIZE: int = 1\n" + rest, "check")
