@@ -90,7 +90,7 @@ def every_row(latent_dim: int) -> dict[str, tuple[str, dict[str, Any]]]:
         "DIP-VAE I": ("dip_vae_i", {"off_diagonal": 10.0, "diagonal": 5.0} | exact),
         "DIP-VAE II": ("dip_vae_ii", {"off_diagonal": 10.0, "diagonal": 5.0} | exact),
         "InfoVAE, λ = 3": ("info_vae", {"alpha": 0.0, "lam": 3.0} | exact),
-        "capacity, C = 3": ("capacity", {"gamma": 5.0, "capacity": 3.0}),
+        "capacity, C = 4": ("capacity", {"gamma": 5.0, "capacity": 4.0}),
         "AnchorVAE, λ = .5": ("anchor_vae", {"anchors": [0], "lam": 0.5} | exact),
         "FactorVAE, γ = 10": ("factor_vae", {"gamma": 10.0} | exact),
         "HFVAE, β = 6, γ = 2": ("hfvae", {"groups": halves, "beta": 6.0, "gamma": 2.0} | exact),
