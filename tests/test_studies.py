@@ -281,6 +281,10 @@ def test_twice_the_passes_may_move_nothing_by_more_than_is_allowed_and_errors_mu
     assert not convergence.twice(
         passes(0.0, 0.0).assign(allowed=1.0).iloc[:0], ["objective"]
     ).passed  # no claim is no agreement
+    both = pd.concat([passes(0.09, 0.0).assign(objective="near"), passes(0.1, 0.045).assign(objective="far")])
+    one = convergence.twice(both.assign(allowed=both["objective"].map({"near": 0.1, "far": 0.04})), ["objective"])
+    assert not one.passed
+    assert "far" in one.found  # what fails is named, not what changes most
 
 
 def test_second_moments_are_compared_with_one():
