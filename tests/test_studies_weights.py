@@ -27,7 +27,7 @@ def terms(information: float, **others: float) -> dict[str, float]:
 
 @pytest.mark.parametrize("dataset", study.DATASETS)
 def test_every_row_is_an_objective_whose_weights_are_those_of_its_name(dataset):
-    plan = study.plan(dataset, "full")
+    plan = study.plan(dataset, "full").changed(dimension=(4.0,))
     rows = {name: objectives.NAMED[kind](**settings) for name, (kind, settings) in study.rows_of(plan).items()}
     assert rows["VAE"] == objectives.BetaVAE(1.0)
     assert rows["β = 2"] == objectives.BetaVAE(2.0)
