@@ -33,8 +33,8 @@ class Plan(Common):
     """Settings of the study.
 
     - `betas`: of the β-VAEs; 1, the VAE, must be among them.
-    - `information`, `correlation`, `dimension`: the weights on I(x; z), TC and DW that are tried, in turn, with exact terms. DW is
-      so small in a VAE that a weight on it has no effect to speak of, and none is tried by default.
+    - `information`, `correlation`, `dimension`: the weights on I(x; z), TC and DW that are tried, in turn, with exact terms. DW
+      is so small in a VAE that a weight on it has no effect to speak of, and none is tried by default.
     - `estimated`: the weight on TC that is also estimated, one of `correlation`.
     - `estimators`: how, among those of `posterior.MINIBATCH` and "discriminator".
     - `passes`: over the training images; some seeds are also trained for twice as many.
