@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from nbvae import analytic, checks, data, estimators, models, objectives, results, training
-from studies import convergence, provenance
+from studies import convergence
 from studies.lab import Lab, kept
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -116,16 +116,13 @@ def run(plan: Plan, lab: Lab) -> Record:
         [row | {"passes": passes} for each, passes in zip(found, longest, strict=True) for row in each["rows"]]
     )
     first: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
-    return Record(
-        study="curve",
-        plan=plan.settings,
-        hash=plan.hash,
-        frame=results.frame_of(first.to_dict("records"), study="curve", dataset=plan.dataset),
+    return Record.of(
+        __name__,
+        plan,
+        lab,
+        first.to_dict("records"),
         checks=_checks(plan, frame, first),
         said=_said(first),
-        data=plan.data().sha256,
-        code=provenance.code(__name__),
-        notes=lab.notes,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nbvae import checks, data, estimators, models, objectives, results, training
-from studies import convergence, provenance
+from studies import convergence
 from studies.lab import Lab, kept
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -116,16 +116,13 @@ def run(plan: Plan, lab: Lab) -> Record:
     losses = frame[is_loss].assign(under=frame["quantity"].str.removeprefix("loss under "))
     table, crossed = convergence.cross_table(losses, plan.largest_error)
     by_passes = {passes: frames[which] for which, (passes, _) in every.items()}
-    return Record(
-        study="objectives",
-        plan=plan.settings,
-        hash=plan.hash,
-        frame=results.frame_of(frame.to_dict("records"), study="objectives", dataset=plan.dataset),
+    return Record.of(
+        __name__,
+        plan,
+        lab,
+        frame.to_dict("records"),
         checks=[crossed, _doubled(plan, by_passes)],
         said=_said(table),
-        data=plan.data().sha256,
-        code=provenance.code(__name__),
-        notes=lab.notes,
     )
 
 

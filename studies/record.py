@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nbvae import checks, training
+from nbvae import checks, results, training
+from studies import provenance
 from studies.convergence import Check
 
 RECORDED = Path(__file__).resolve().parents[1] / "book" / "recorded"
@@ -56,6 +57,34 @@ class Record:
     arrays: Mapping[str, Any] = field(default_factory=dict)
     runs: Mapping[str, training.Run] = field(default_factory=dict)
     live: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        module: str,
+        plan: Any,
+        lab: Any,
+        rows: Sequence[dict[str, Any]],
+        checks: Sequence[Check],
+        said: str,
+        arrays: Mapping[str, Any] | None = None,
+        runs: Mapping[str, training.Run] | None = None,
+    ) -> "Record":
+        """What a study's module has found with a plan, in a lab: `rows` of its frame, its checks, and what it says."""
+        name = module.rpartition(".")[2]
+        return cls(
+            study=name,
+            plan=plan.settings,
+            hash=plan.hash,
+            frame=results.frame_of(rows, study=name, dataset=plan.dataset),
+            checks=checks,
+            said=said,
+            data=plan.data().sha256,
+            code=provenance.code(module),
+            notes=lab.notes,
+            arrays=arrays or {},
+            runs=runs or {},
+        )
 
     @property
     def passed(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from nbvae import checks, estimators, metrics, models, objectives, results, samplers, training
 from nbvae.results import Estimate
-from studies import convergence, provenance
+from studies import convergence
 from studies.lab import Lab, kept
 from studies.objectives import likelihood, schedule
 from studies.plan import Plan as Common
@@ -108,16 +108,13 @@ def run(plan: Plan, lab: Lab) -> Record:
         [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
     )
     whole: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
-    return Record(
-        study="samplers",
-        plan=plan.settings,
-        hash=plan.hash,
-        frame=results.frame_of(whole.to_dict("records"), study="samplers", dataset=plan.dataset),
+    return Record.of(
+        __name__,
+        plan,
+        lab,
+        whole.to_dict("records"),
         checks=[_doubled(plan, frame)],
         said=_said(plan, whole),
-        data=plan.data().sha256,
-        code=provenance.code(__name__),
-        notes=lab.notes,
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, distributions, nn
 
 from nbvae import checks, estimators, metrics, models, objectives, posterior, results, samplers, training
 from nbvae.results import Estimate
-from studies import convergence, provenance
+from studies import convergence
 from studies.lab import Lab, kept
 from studies.objectives import likelihood, loss, schedule
 from studies.plan import Plan as Common
@@ -199,16 +199,13 @@ def run(plan: Plan, lab: Lab) -> Record:
         row | {"part": "pair"} for row in pair
     ]
     tables = wide(pd.DataFrame(many)), wide(pd.DataFrame(pair))
-    return Record(
-        study="third_axis",
-        plan=plan.settings,
-        hash=plan.hash,
-        frame=results.frame_of(shown + floor, study="third_axis", dataset=plan.dataset),
+    return Record.of(
+        __name__,
+        plan,
+        lab,
+        shown + floor,
         checks=_checks(plan, *tables, pd.DataFrame(losses)),
         said=_said(plan, *tables),
-        data=plan.data().sha256,
-        code=provenance.code(__name__),
-        notes=lab.notes,
         arrays=tries,
     )
 

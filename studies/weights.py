@@ -14,7 +14,7 @@ import pandas as pd
 
 from nbvae import checks, models, objectives, results, training
 from nbvae.posterior import MINIBATCH
-from studies import convergence, provenance
+from studies import convergence
 from studies.lab import Lab, kept
 from studies.objectives import TERMS, effects, likelihood, measured, schedule
 from studies.plan import Plan as Common
@@ -132,16 +132,13 @@ def run(plan: Plan, lab: Lab) -> Record:
     first: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
     is_loss = first["quantity"].str.startswith("loss under ") & first["objective"].isin(list(exact))
     losses = first[is_loss].assign(under=first["quantity"].str.removeprefix("loss under "))
-    return Record(
-        study="weights",
-        plan=plan.settings,
-        hash=plan.hash,
-        frame=results.frame_of(first.to_dict("records"), study="weights", dataset=plan.dataset),
+    return Record.of(
+        __name__,
+        plan,
+        lab,
+        first.to_dict("records"),
         checks=[convergence.cross_table(losses, plan.largest_error)[1], _doubled(plan, frame)],
         said=_said(plan, first),
-        data=plan.data().sha256,
-        code=provenance.code(__name__),
-        notes=lab.notes,
     )
 
 
