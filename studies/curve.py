@@ -14,7 +14,7 @@ import torch
 
 from nbvae import analytic, checks, data, estimators, models, objectives, results, training
 from studies import convergence
-from studies.lab import Lab, kept
+from studies.lab import Lab, sweep
 from studies.plan import Plan as Common
 from studies.plan import load
 from studies.record import Record
@@ -158,8 +158,8 @@ def train(
         make |= {"likelihood": "gaussian", "sigma": variance**0.5}
         betas = [place / places[0] for place in places]
     config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
-    runs: list[Any] = training.sweep(
-        lambda: models.VAE(**make), ds, betas, objective=objectives.BetaVAE, seeds=seeds, config=config, store=kept(store)
+    runs: list[Any] = sweep(
+        lambda: models.VAE(**make), ds, betas, objective=objectives.BetaVAE, seeds=seeds, config=config, store=store
     )
     rows = []
     for each in runs:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nbvae import training
+from nbvae import data, models, objectives, training
+from studies import lab
 
 
 def square(n: int, log: str, store: str | None, device: str, **cell: Any) -> dict[str, Any]:
@@ -16,6 +17,14 @@ def square(n: int, log: str, store: str | None, device: str, **cell: Any) -> dic
     with open(log, "a") as file:
         file.write(f"{n}\n")
     return value
+
+
+def trains(n: int, log: str, store: str | None, device: str) -> dict[str, Any]:
+    """A short training, and the seconds that it took when it was made."""
+    ds, config = data.load("digits").first(500), training.TrainConfig(epochs=60, batch_size=50, device=device)
+    [run] = lab.sweep(lambda: models.VAE(ds.shape, 2), ds, objectives=[objectives.VAE()], seeds=[n], config=config, store=store)
+    square(n, log, store, device)
+    return {"trained": run.seconds}
 
 
 def dies_once(n: int, log: str, deadly: int, store: str | None, device: str) -> dict[str, Any]:

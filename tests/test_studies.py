@@ -166,9 +166,21 @@ def test_the_code_of_a_call_has_what_it_takes_from_other_studies():
         "studies.third_axis.Rescaled",
         "studies.third_axis._centre_and_scale",
         "studies.plan.load",
-        "studies.lab.kept",
+        "studies.lab.sweep",
     } <= needed
     assert not {"studies.samplers._doubled", "studies.samplers.Plan", "studies.third_axis.run"} & needed
+
+
+def test_the_seconds_of_trainings_that_were_there_count(tmp_path):
+    """A study that failed its checks and is run again costs what both cost that it needs."""
+    results = []
+    for _ in range(2):
+        here = lab.Lab(tmp_path / "lab")
+        results += here.map(labwork.trains, cells(tmp_path, 1), "trainings")
+        assert here.notes[0]["seconds"] >= round(results[-1]["trained"], 2) > 0
+        here.forget(labwork.trains, cells(tmp_path, 1))
+    assert results[0] == results[1]  # with its seconds: it was loaded
+    assert calls(tmp_path) == [0, 0]
 
 
 @pytest.mark.parametrize("function", [labwork.fails_once, labwork.dies_once, labwork.stops_once])
