@@ -26,7 +26,7 @@ class Check:
     found: str
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"passed": bool(self.passed)}  # numpy's is none of JSON's
 
 
 def cross_table(losses: pd.DataFrame, largest_error: float = 0.1) -> tuple[pd.DataFrame, Check]:

@@ -52,7 +52,7 @@ class Plan(Common):
     lowest: float = 0.03
     highest: float = 16.0
     power: float = 0.25
-    passes: int = 120
+    passes: int = 400
     again: int = 3
     latent_dim: int = 8
     hidden: tuple[int, ...] = (128, 128)
@@ -90,7 +90,7 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(binarize="threshold")
     if budget == "quick":
         return full.changed(
-            images=2000, passes=max(1, full.passes // 8), seeds=(0, 1), again=2, drawn=1200, draws=1, fitted=1200
+            images=2000, passes=max(1, full.passes // 25), seeds=(0, 1), again=2, drawn=1200, draws=1, fitted=1200
         )
     if budget == "smoke":
         small = {"hidden": (16,), "images": 300, "fitted": 300, "draws": 1, "components": 2, "latent_dim": 4}

@@ -61,7 +61,8 @@ def plan(dataset: str, budget: str) -> Plan:
     elif dataset not in DATASETS:  # for any, within what its covariance has
         rank = int((eigenvalues(full.data().train) > 0).sum())
         full = full.changed(ranks=(1, max(3, rank // 2)), rates=(0.05 * rank, 0.3 * rank))
-    return full if budget == "full" else full.changed(images=2000, seeds=(0, 1))
+    few = {"full": None, "quick": 2000, "smoke": 500}[budget]
+    return full if few is None else full.changed(images=few, seeds=(0, 1))
 
 
 def run(plan: Plan, lab: Lab) -> Record:
