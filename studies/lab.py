@@ -6,6 +6,7 @@ computed again, so that an interrupted study goes on where it was.
 """
 
 import contextlib
+import contextvars
 import hashlib
 import importlib
 import json
@@ -34,7 +35,10 @@ _FORMAT = 1
 
 
 class Result(NamedTuple):
-    """What a call gave, and a note of how it was made: commit, date, seconds, device, threads, cores, versions."""
+    """What a call gave, and a note of how it was made: commit, date, seconds, device, threads, cores, versions.
+
+    The seconds are those of its trainings too that were found in the store.
+    """
 
     value: dict[str, Any]
     note: dict[str, Any]
@@ -185,19 +189,34 @@ class Lab:
 
 def work(module: str, name: str, cell: dict[str, Any], store: str | None, device: str) -> Result:
     """One call, wherever it runs."""
-    start = time.perf_counter()
-    function = getattr(importlib.import_module(module), name)
-    value = function(**cell, store=store, device=device)
+    start, saved = time.perf_counter(), _saved.set([])
+    try:
+        function = getattr(importlib.import_module(module), name)
+        value = function(**cell, store=store, device=device)
+        took = time.perf_counter() - start + math.fsum(_saved.get())
+    finally:
+        _saved.reset(saved)
     arrays = {key: each for key, each in value.items() if isinstance(each, np.ndarray)}
     rest = json.loads(json.dumps({key: each for key, each in value.items() if key not in arrays}))
     note = provenance.commit() | provenance.machine(training.device(device))
-    note |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - start, 2)}
+    note |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(took, 2)}
     return Result(rest | arrays, note)
 
 
-def kept(store: str | None) -> training.Store | None:
-    """Where a call's trainings are kept, for `fit` and `sweep`."""
-    return None if store is None else training.Store(Path(store))
+_saved: contextvars.ContextVar[list[float]] = contextvars.ContextVar("saved")
+
+
+def sweep(*arguments: Any, store: str | None, **settings: Any) -> list[Any]:
+    """`training.sweep` in a call of a study, kept in the folder `store`; what it finds there counts in the call's seconds."""
+    start, runs = time.perf_counter(), []
+    try:
+        runs = training.sweep(*arguments, store=None if store is None else training.Store(Path(store)), **settings)
+    except training.Diverged as stopped:
+        runs = stopped.runs
+        raise
+    finally:
+        _saved.get([]).append(max(0.0, math.fsum(run.seconds for run in runs) - (time.perf_counter() - start)))
+    return runs
 
 
 def processes(count: int | None = None) -> Callable[[], Executor]:

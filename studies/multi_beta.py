@@ -25,7 +25,7 @@ from nbvae import checks, data, estimators, models, objectives, results, trainin
 from nbvae.models.multi_beta import Condition
 from nbvae.models.vae import normal
 from studies import convergence, provenance
-from studies.lab import Lab, kept
+from studies.lab import Lab, sweep
 from studies.objectives import likelihood
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -375,7 +375,7 @@ def trained(
     each = [objectives.BetaVAE(member) if conditioning == DEDICATED else objectives.MultiBeta(member) for member in members]
     config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
     try:
-        return training.sweep(make, ds, objectives=each, seeds=seeds, config=config, store=kept(store))
+        return sweep(make, ds, objectives=each, seeds=seeds, config=config, store=store)
     except training.Diverged as stopped:
         return stopped.runs
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nbvae import checks, data, estimators, models, objectives, results, training
 from studies import convergence, provenance
-from studies.lab import Lab, kept
+from studies.lab import Lab, sweep
 from studies.plan import Plan as Common
 from studies.plan import load
 from studies.record import Record
@@ -152,9 +152,7 @@ def train(
     }
     make = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
     config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
-    runs = training.sweep(
-        lambda: models.VAE(**make), ds, objectives=[kinds[objective]], seeds=seeds, config=config, store=kept(store)
-    )
+    runs = sweep(lambda: models.VAE(**make), ds, objectives=[kinds[objective]], seeds=seeds, config=config, store=store)
     return {"rows": [row | {"objective": objective} for each in runs for row in measured(each, ds.train, kinds, batch, draws)]}
 
 

@@ -16,7 +16,7 @@ import torch
 from nbvae import checks, estimators, metrics, models, objectives, results, samplers, training
 from nbvae.results import Estimate
 from studies import convergence, provenance
-from studies.lab import Lab, kept
+from studies.lab import Lab, sweep
 from studies.objectives import likelihood
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -153,9 +153,7 @@ def draw(
     make: Any = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
     config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
     runs: Any = [
-        training.sweep(
-            partial(kind, **make, **more), ds, objectives=[objective], seeds=[seed], config=config, store=kept(store)
-        )
+        sweep(partial(kind, **make, **more), ds, objectives=[objective], seeds=[seed], config=config, store=store)
         for kind, more, objective in (
             (models.MultiBetaVAE, {"beta_range": (lowest, highest)}, objectives.MultiBeta(power)),
             (models.VAE, {}, objectives.BetaVAE(beta)),

@@ -25,7 +25,7 @@ from torch import Tensor, distributions, nn
 from nbvae import checks, estimators, metrics, models, objectives, posterior, results, samplers, training
 from nbvae.results import Estimate
 from studies import convergence, provenance
-from studies.lab import Lab, kept
+from studies.lab import Lab, sweep
 from studies.objectives import likelihood, loss
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -350,13 +350,13 @@ def train(
     make: Any = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
     if kind == MANY:
         make |= {"beta_range": (0.6 * min(settings), 5 * max(settings))}
-        runs: Any = training.sweep(
+        runs: Any = sweep(
             partial(models.MultiBetaVAE, **make),
             ds,
             objectives=[objectives.MultiBeta()],
             seeds=seeds,
             config=config,
-            store=kept(store),
+            store=store,
         )
         return [
             ({"objective": kind, "beta": beta, "seed": run.config.seed}, run.model.at(beta))
@@ -371,7 +371,7 @@ def train(
         kinds, places = [objectives.NAMED[name](**options)], [{}]
     else:
         kinds, places = [weighting(*each) for each in settings], [{"on_information": a, "on_marginal": w} for a, w in settings]
-    runs = training.sweep(partial(models.VAE, **make), ds, objectives=kinds, seeds=seeds, config=config, store=kept(store))
+    runs = sweep(partial(models.VAE, **make), ds, objectives=kinds, seeds=seeds, config=config, store=store)
     placed = [place for place in places for _ in seeds]
     return [
         ({"objective": kind} | place | {"seed": run.config.seed}, run.model) for place, run in zip(placed, runs, strict=True)

@@ -15,7 +15,7 @@ import pandas as pd
 from nbvae import checks, models, objectives, results, training
 from nbvae.posterior import MINIBATCH
 from studies import convergence, provenance
-from studies.lab import Lab, kept
+from studies.lab import Lab, sweep
 from studies.objectives import TERMS, likelihood, measured
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -168,7 +168,7 @@ def train(
     make = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
     config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
     own = objectives.NAMED[kind](**settings)
-    runs = training.sweep(lambda: models.VAE(**make), ds, objectives=[own], seeds=seeds, config=config, store=kept(store))
+    runs = sweep(lambda: models.VAE(**make), ds, objectives=[own], seeds=seeds, config=config, store=store)
     kinds = {name: objectives.NAMED[each](**more) for name, (each, more) in under.items()}
     return {"rows": [row | {"objective": objective} for each in runs for row in measured(each, ds.train, kinds, batch, draws)]}
 
