@@ -83,7 +83,9 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(kinds=("densities",))
     few = {"betas": (0.1, 1.0, 4.0), "levels": (0.01, 0.1, 0.4), "seeds": (0, 1), "again": 2, "draws": 1}
     if budget == "quick":
-        return full.changed(**few, images=2000, sizes=(500, 2000), passes=max(1, full.passes // 10), measured=1000)
+        return full.changed(**few, images=2000, sizes=(500, 2000), passes=max(1, full.passes // 10), measured=1000).stretched(
+            "passes"
+        )
     if budget == "smoke":
         return full.changed(**few, images=200, sizes=(100, 200), passes=1, hidden=(16,), latent_dim=4, measured=200)
     return full

@@ -72,7 +72,8 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if budget == "quick":
-        return full.changed(images=1000, passes=max(1, full.passes // 40), seeds=(0, 1), again=2, draws=1)
+        short = full.changed(images=1000, passes=max(1, full.passes // 40), seeds=(0, 1), again=2, draws=1)
+        return short.stretched("passes")
     if budget == "smoke":
         few = ("VAE", "β-VAE, β = 2", "weight 6 on TC")
         return full.changed(rows=few, images=200, passes=1, seeds=(0, 1), again=2, draws=1, hidden=(16,))

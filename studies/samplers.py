@@ -89,9 +89,8 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if budget == "quick":
-        return full.changed(
-            images=2000, passes=max(1, full.passes // 25), seeds=(0, 1), again=2, drawn=1200, draws=1, fitted=1200
-        )
+        few = {"images": 2000, "seeds": (0, 1), "again": 2, "drawn": 1200, "draws": 1, "fitted": 1200}
+        return full.changed(passes=min(16, full.passes // 8), **few).stretched("passes")
     if budget == "smoke":
         small = {"hidden": (16,), "images": 300, "fitted": 300, "draws": 1, "components": 2, "latent_dim": 4}
         return full.changed(**small, ladder=(1.0, 0.1), passes=1, seeds=(0, 1), again=2, drawn=200, resamplings=10)

@@ -134,7 +134,7 @@ def plan(dataset: str, budget: str) -> Plan:
         }
         return full.changed(
             **few, **small, short=max(1, full.short // 8), passes=full.passes // 8, pair_passes=full.pair_passes // 8
-        )
+        ).stretched("short", "passes", "pair_passes")
     if budget == "smoke":
         few = {"betas": (0.1, 1.0), "on_information": (1.0, 1.0), "on_marginal": (3.0, 0.3), "rows": ("DIP-VAE II",)}
         small = {"few": 2, "seeds": (0, 1), "pair_again": 2, "search_seeds": 2, "search_steps": 1, "draws": 1, "drawn": 200}

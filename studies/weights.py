@@ -87,7 +87,8 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if budget == "quick":
-        return full.changed(images=1000, passes=max(1, full.passes // 40), seeds=(0, 1), again=2, draws=1)
+        short = full.changed(images=1000, passes=max(1, full.passes // 40), seeds=(0, 1), again=2, draws=1)
+        return short.stretched("passes")
     if budget == "smoke":
         few = {"betas": (1.0, 2.0), "information": (2.0,), "correlation": (6.0,), "estimators": ("hfvae", DISCRIMINATOR)}
         return full.changed(**few, images=200, passes=1, seeds=(0, 1), again=2, draws=1, hidden=(16,))

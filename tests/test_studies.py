@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import studies
-from nbvae import models, objectives, results, training
+from nbvae import data, models, objectives, results, training
 from studies import convergence, lab, record
 from studies.__main__ import main
 from studies.plan import Plan
@@ -78,6 +78,20 @@ def test_plans_that_ask_for_the_same_have_the_same_hash_and_others_have_not():
         for name, value in (("passes", 4), ("lr", 2e-2), ("betas", (1.0, 0.1)), ("images", 5))
     }
     assert len(others | {Mine().hash}) == 5
+
+
+@pytest.mark.parametrize("name", [name for name in studies.NAMES if name != "spectra"])  # which trains nothing
+def test_a_quick_plan_has_as_many_steps_on_a_small_file(name, tmp_path):
+    """Passes are what is counted, and over a tenth of the examples each is a tenth of the steps."""
+    examples = {}
+    for rows in (300, 2500):
+        path = str(tmp_path / f"{rows}.npz")
+        values = np.random.default_rng(0).random((rows, 6)).astype("float32")
+        np.savez(path, train=values, test=values[:50])
+        mine = studies.study(name).plan(path, "quick")
+        for passes in {"passes", "short", "pair_passes"} & set(mine.settings):
+            examples.setdefault(passes, []).append(mine.settings[passes] * min(1000, len(data.load(path).train)))
+    assert all(few == pytest.approx(many, rel=0.35) and few >= many for few, many in examples.values())
 
 
 def test_the_first_images_are_used_with_their_labels():
