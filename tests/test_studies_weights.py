@@ -1,5 +1,6 @@
 """The study of single weights: what is trained, the line of β-VAEs at equal information, and the costs of estimates."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -53,6 +54,20 @@ def test_models_are_held_against_beta_vaes_of_the_same_information_and_not_beyon
         assert found["6 on correlation", "distortion", seed] == pytest.approx(13.0 - 12.0)
         assert found["2 on information", "total_correlation", seed] == pytest.approx(0.0)
     assert set(found.index.get_level_values("objective")) == {"6 on correlation", "2 on information"}
+
+
+def test_the_line_of_beta_vaes_is_bent_where_its_points_are():
+    """Where the terms of β-VAEs grow like exp(I) a model on that curve has no less of them, though it is below the chords."""
+    line = {
+        f"β = {beta:g}": terms(each, total_correlation=np.exp(each)) for beta, each in zip((4, 3, 2), (1, 2, 3), strict=True)
+    }
+    values = line | {
+        "VAE": terms(4.0, total_correlation=np.exp(4.0)),
+        "6 on correlation": terms(2.5, total_correlation=np.exp(2.5)),
+    }
+    found = study.beside_the_line(frame_of(values, seeds=(0,))).set_index("quantity")["value"]["total_correlation"]
+    chord = np.exp(2.5) - (np.exp(2) + np.exp(3)) / 2
+    assert abs(found) < 0.35 * abs(chord)
 
 
 def test_what_an_estimate_costs_is_the_loss_under_the_exact_objective_beyond_the_exact_terms():
