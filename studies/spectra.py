@@ -105,7 +105,7 @@ def measure(
         f"exponent, ranks {low} to {high}": exponent(spectrum, low, high)
         for low, high in (ranks, (ranks[0], middle), (middle, ranks[1]))
     }
-    at = np.linspace(*rates, points)
+    at = np.linspace(rates[0], rates[1], points)
     mse = np.array([analytic.gaussian_distortion_rate(spectrum, rate) for rate in at])
     for law in LAWS:
         parameter, rms = fit(law, at, mse)
@@ -153,7 +153,7 @@ def fit(law: str, rate: np.ndarray, value: np.ndarray) -> tuple[float | None, fl
     if law == "logarithm":
         return None, residual(0.0)
     bounds = np.log([rate.mean() / 5, 50 * rate.mean()] if law == "exponential" else [1e-3, 5.0])
-    grid = np.linspace(*bounds, 60)
+    grid = np.linspace(bounds[0], bounds[1], 60)
     best = int(np.argmin([residual(each) for each in grid]))
     around = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
     found: Any = minimize_scalar(residual, bounds=around, method="bounded", options={"xatol": 1e-6})

@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from nbvae import data
+from nbvae import data, models
 from studies import curve as study
 from studies.curve import Plan
 from studies.lab import Lab
@@ -33,6 +34,7 @@ def test_claims_are_differences_of_losses_and_excesses_of_the_most_images():
     assert found == {
         ("densities, 100 images, β = 2", "test less training"): 3.0,
         ("densities, 200 images, β = 2", "test less training"): 1.5,
+        ("densities, 100 images, β = 2", "the same, less that from the most images"): 1.5,
         ("densities, 200 images, β = 2", "excess, test"): 1.0,
         ("densities, 200 images, β = 2", "excess, train"): -2.0,
     }
@@ -57,6 +59,39 @@ def test_few_images_are_gone_through_more_often(dataset, monkeypatch):
     assert data.load(dataset, None).is_binary is False
 
 
+def test_pictures_are_those_of_the_models_from_one_noise_for_all():
+    """A decoder of one image rebuilds every image and every draw to it; equal models make equal pictures."""
+    ds = data.load("digits")
+    torch.manual_seed(0)
+    model = models.VAE(ds.shape, 2, hidden=[4])
+    found = study.pictures([model, model], ds.test[:3])
+    assert {name: value.shape for name, value in found.items()} == {
+        "images": (3, 1, 8, 8),
+        "rebuilt": (2, 3, 1, 8, 8),
+        "drawn": (2, 3, 1, 8, 8),
+    }
+    np.testing.assert_array_equal(found["rebuilt"][0], found["rebuilt"][1])
+    np.testing.assert_array_equal(found["drawn"][0], found["drawn"][1])
+    assert not (found["rebuilt"][0, 0] == found["drawn"][0, 0]).all()
+
+
+def test_a_curve_is_that_of_one_kind_split_and_number_of_images():
+    rows = [
+        {"objective": kind, "split": split, "images": images, "beta": beta, "seed": seed, "quantity": name, "value": value}
+        for number, (kind, split, images) in enumerate(
+            (kind, split, images) for kind in study.KINDS for split in ("train", "test") for images in (100, 200)
+        )
+        for beta in (0.5, 2.0)
+        for seed in (0, 1)
+        for name, value in (("rate", number + 1 / beta + seed), ("distortion", beta))
+    ]
+    curve = study.drawn_curve(pd.DataFrame(rows), "densities", "test")
+    assert curve.betas.tolist() == [0.5, 2.0]
+    assert curve.rates.tolist() == [7 + 2 + 0.5, 7 + 0.5 + 0.5]
+    assert [run.rate for run in curve[0.5].runs] == [9.0, 10.0]
+    assert study.drawn_curve(pd.DataFrame(rows), "probabilities", "train", 100).rates.tolist() == [2.5, 1.0]
+
+
 def test_a_linear_network_trained_long_enough_has_no_excess():
     """Gaussian data, a linear VAE: R + MSE/2s of the training examples is that of the optimum, and never below it."""
     common = {"network": "linear", "hidden": [], "batch": 500, "draws": 20, "measured": None, "latent_dim": 4}
@@ -67,6 +102,7 @@ def test_a_linear_network_trained_long_enough_has_no_excess():
         "most": 2000,
         "places": [0.1, 0.5],
         "seeds": [0],
+        "pictured": 0,
     }
     found = study.train(**common, **cell, kind="densities", lr=0.05, passes=60, store=None, device="cpu")["rows"]
     excess = [row["value"] for row in found if row["quantity"] == "excess" and row["split"] == "train"]
