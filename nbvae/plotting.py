@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -166,6 +167,10 @@ def envelope(check: "curves.Envelope", ax: Axes | None = None) -> Axes:
     )
     ax.plot(middle, check.slopes, linestyle="none", marker="o", color=_COLORS[0], label="chord slope −ΔD/ΔR")
     ax.set(xscale="log", yscale="log", xlabel="√(β₁β₂) of the two neighbours", ylabel="slope (nats per nat)")
+    for axis in (ax.xaxis, ax.yaxis):  # plain numbers, not so many that they overlap
+        axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.set_minor_formatter(ticker.NullFormatter())
     ax.legend()
     return ax
 
