@@ -63,7 +63,10 @@ def cross_table(losses: pd.DataFrame, largest_error: float = 0.1) -> tuple[pd.Da
             if gap.stderr > abs(gap.value) / 4:
                 widest = max(widest, (gap.stderr, text))
     passed = worst[0] >= 0 and widest[0] <= largest_error
-    found = f"the least excess is of {worst[1]}, the largest error beside its difference of {widest[1] or 'none'}"
+    wide_ones = f"the largest error that is more than a quarter of its difference is of {widest[1]}"
+    found = (
+        f"the least excess is of {worst[1]}; {wide_ones if widest[1] else 'no error is more than a quarter of its difference'}"
+    )
     return pd.DataFrame(rows), Check("every model is the best under its own objective", bool(passed), found)
 
 
