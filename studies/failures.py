@@ -60,10 +60,10 @@ class Plan(Common):
     betas: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     shares: tuple[float, ...] = (0.4, 0.7, 0.9, 1.2)
     hidden: tuple[int, ...] = (64,)
-    deep: tuple[int, ...] = (64, 64, 64)
+    deep: tuple[int, ...] = (64, 64, 64, 64)
     grown_from: float = 0.02
-    passes: int = 200
-    again: int = 3
+    passes: int = 300
+    again: int = 5
     latent_dim: int = 8
     batch: int = 100
     lr: float = 1e-2
@@ -75,7 +75,7 @@ class Plan(Common):
     gap_steps: int = 300
     noise_batches: int = 10
     noise_draws: int = 40
-    largest_error: float = 0.1
+    largest_error: float = 0.2
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class Plan(Common):
 def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset)
     if dataset in ("mnist", "glyphs"):
-        full = full.changed(images=5000, passes=60, latent_dim=10, hidden=(256,), deep=(256, 256, 256), lr=4e-3, draws=2)
+        full = full.changed(images=5000, passes=60, latent_dim=10, hidden=(256,), deep=(256, 256, 256, 256), lr=4e-3, draws=2)
         full = full.changed(shares=(0.15, 0.4, 0.8, 1.2), measured=2000, gap_images=100, largest_error=0.5)
         full = full.changed(seeds=(0, 1, 2), again=2)
     if dataset == "glyphs":
@@ -107,7 +107,7 @@ def plan(dataset: str, budget: str) -> Plan:
     small = {"seeds": (0, 1), "again": 2, "draws": 1, "noise_batches": 4, "noise_draws": 10}
     if budget == "quick":
         few = {"images": 1000, "measured": 1000, "gap_images": 50, "gap_samples": 300, "gap_steps": 60}
-        return full.changed(**small, **few, passes=max(1, full.passes // 20))
+        return full.changed(**small, **few, passes=max(1, full.passes // 25))
     if budget == "smoke":
         few = {"images": 200, "measured": 200, "gap_images": 10, "gap_samples": 10, "gap_steps": 5, "latent_dim": 4}
         nets = {"hidden": (16,), "deep": (16, 16), "betas": (0.01, 1.0), "shares": (0.5, 1.2)}
@@ -176,6 +176,16 @@ def threshold(ds: data.Dataset) -> float:
     return torch.linalg.eigvalsh(covariance.reshape(x.shape[1], x.shape[1]))[-1].item()
 
 
+def without_a_code(ds: data.Dataset, x: Tensor) -> float:
+    """D of the best decoder that is told nothing of the image, on examples x, nats: what a collapsed model has at any β."""
+    mean, x = ds.draw(ds.train).double().mean(0), x.double()
+    if ds.is_binary:
+        mean = mean.clamp(1e-9, 1 - 1e-9)
+        return -(torch.xlogy(x, mean) + torch.xlogy(1 - x, 1 - mean)).flatten(1).sum(1).mean().item()
+    variance = likelihood(ds)["sigma"] ** 2
+    return (0.5 * ((x - mean) ** 2 / variance + math.log(2 * math.pi * variance))).flatten(1).sum(1).mean().item()
+
+
 def run(plan: Plan, lab: Lab) -> Record:
     names = ("dataset", "binarize", "images", "latent_dim", "batch", "lr")
     common = {name: plan.settings[name] for name in names}
@@ -217,15 +227,26 @@ def run(plan: Plan, lab: Lab) -> Record:
         ]
     )
     first: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
-    known = {"objective": "data", "split": "train", "seed": plan.seeds[0], "quantity": "threshold", "value": limit}
+    x = plan.data().train[: plan.measured]
+    known = [("threshold", limit), ("distortion without a code", without_a_code(plan.data(), x))]
+    place = {"objective": "data", "split": "train", "seed": plan.seeds[0], "stderr": None, "n": len(x)}
+    numbers = {family: len(each["betas"]) for family, each in families.items()}
+    pictures = {
+        "x": "x",
+        **{name: f"{name}, shallow, {plan.betas.index(1.0)}" for name in ("rebuilt", "pixels", "prior")},
+        "collapsed": f"prior, shallow, {numbers['shallow'] - 1}",
+        "cold": "rebuilt, deep, 1",
+        "grown": "rebuilt, deep, grown, 1",
+    }
+    drawn = {name: value for each in found[len(families) : 2 * len(families)] for name, value in each.items()}
     return Record.of(
         __name__,
         plan,
         lab,
-        [*first.to_dict("records"), known | {"stderr": None, "n": len(plan.data().train)}],
+        [*first.to_dict("records"), *(place | {"quantity": name, "value": value} for name, value in known)],
         checks=_checks(plan, frame, first),
         said=_said(first, limit),
-        arrays={name: value for each in found[len(families) :] for name, value in each.items() if name != "rows"},
+        arrays={name: drawn[key] for name, key in pictures.items()},
     )
 
 
@@ -304,7 +325,7 @@ def at_the_mean(model: Any, x: Tensor) -> float:
 def pictures(model: Any, train: Tensor, test: Tensor, scale: tuple[float, float], seed: int) -> dict[str, float]:
     """How reconstructions of test images and prior samples compare with images, as ratios of what real images have.
 
-    - `scale`: what `distances` has for test images in the place of samples.
+    - `scale`: what `distances` has for test images in the place of samples. Where that is zero there is no ratio.
 
     "kept": the variance over images, summed over pixels, of the decoder's means. "near": the squared distance to the nearest
     training image; "cover": that from a test image to the nearest of the samples. Black and white images are compared after a
@@ -320,10 +341,11 @@ def pictures(model: Any, train: Tensor, test: Tensor, scale: tuple[float, float]
     binary = bool(((test == 0) | (test == 1)).all())
     found = {}
     for name, images in sets.items():
-        found[f"kept, {name}"] = (images.flatten(1).var(0).sum() / whole).item()
+        if whole > 0:
+            found[f"kept, {name}"] = (images.flatten(1).var(0).sum() / whole).item()
         shown = (images > 0.5).to(test) if binary else images
-        both = distances(shown, train, test, shown)
-        found |= {f"{way}, {name}": value / of for way, value, of in zip(("near", "cover"), both, scale, strict=True)}
+        both = zip(("near", "cover"), distances(shown, train, test, shown), scale, strict=True)
+        found |= {f"{way}, {name}": value / of for way, value, of in both if of > 0}
     return found
 
 
@@ -427,7 +449,7 @@ def look_inside(
 def effects(frame: Any) -> Any:
     """What is claimed, by seed: objective (with its β), quantity and value.
 
-    Distortion and latents in use of cold starts, what images keep and how near they are; how far small βs are from the
+    Of cold starts what images keep, how near they are, latents in use and the cost of noise; how far small βs are from the
     autoencoder; grown starts less cold ones; the gap and its parts; variants of the training less the VAE.
     """
     found = [_of_cold(frame), _beyond(frame), _starts(frame), _variants_less(frame)]
@@ -442,10 +464,17 @@ def _named(beta: float) -> str:
 
 
 def _of_cold(frame: Any) -> Any:
+    """Of cold starts: what images keep, how near they are, latents in use, and the D that the noise of the code costs."""
     some = frame[frame["objective"] == "shallow"]
+    some = some.assign(objective=some["beta"].map(_named))
     said = some["quantity"].str.startswith(("kept", "near", "cover")) & (some["split"] == "test")
-    said |= some["quantity"].isin(["distortion", "active"]) & (some["split"] == "train")
-    return some[said].assign(objective=some["beta"].map(_named))
+    said |= (some["quantity"] == "active") & (some["split"] == "train")
+    at_mean, sampled = (
+        some[(some["quantity"] == name) & (some["split"] == "train")].set_index(["beta", "seed"])["value"]
+        for name in ("distortion at the mean", "distortion")
+    )
+    cost = (sampled - at_mean).dropna().rename("value").reset_index()
+    return pd.concat([some[said], cost.assign(objective=cost["beta"].map(_named), quantity="cost of the noise")])
 
 
 def _beyond(frame: Any) -> Any:
@@ -459,8 +488,8 @@ def _beyond(frame: Any) -> Any:
 
 
 def _starts(frame: Any) -> Any:
-    """Grown starts less cold ones of the same networks, β and seed: D + βR and latents in use, on training images."""
-    some = frame[frame["quantity"].isin(["loss", "active"]) & (frame["split"] == "train")]
+    """D + βR of grown starts less that of cold ones of the same networks, β and seed, on training images."""
+    some = frame[(frame["quantity"] == "loss") & (frame["split"] == "train")]
     found = []
     for family in ("shallow", "deep"):
         pair = [

@@ -12,7 +12,8 @@ from nbvae.objectives.protocol import measuring
 from nbvae.results import Estimate
 
 STICKING = "sticking the landing"
-GRADIENTS = ("score function", "score function, baseline", "reparametrised", STICKING)
+STRAIGHT = "reparametrised"
+GRADIENTS = ("score function", "score function, baseline", STRAIGHT, STICKING)
 
 
 @dataclass(frozen=True)
@@ -116,21 +117,32 @@ def gradient_noise(model: Any, ds: data.Dataset, batch: int, n_batches: int, n_d
     with training.seeded(seed, place), measuring(model), torch.enable_grad():
         order = torch.randperm(len(ds.train))[: size * n_batches]
         batches = [ds.draw(part).to(model.prior().mean) for part in ds.train[order].split(size)]
-        each = [gradients(model, x, n_draws) for x in batches]
-    means = {kind: torch.stack([one[kind].mean(0) for one in each]) for kind in GRADIENTS}
-    variances = {kind: torch.stack([one[kind].var(0).sum() for one in each]) for kind in GRADIENTS}
-    straight = GRADIENTS[2]
-    left = variances[straight].mean() / n_draws
-    signal = means[straight].square().sum(1).mean() - left
-    between = means[straight].var(0).sum() - left
+        each = [_summary(gradients(model, x, n_draws)) for x in batches]
+    means = {kind: torch.stack([one[kind]["mean"] for one in each]) for kind in GRADIENTS}
+    variance = {kind: torch.stack([one[kind]["variance"] for one in each]).mean() for kind in GRADIENTS}
+    left = variance[STRAIGHT] / n_draws
+    signal = means[STRAIGHT].square().sum(1).mean() - left
+    between = means[STRAIGHT].var(0).sum() - left
     found = {}
     for kind in GRADIENTS:
-        found[kind, "to the gradient"] = (variances[kind].mean() / signal).item()
-        found[kind, "to batches"] = (variances[kind].mean() / between).item()
-        if kind != straight:
-            allowed = torch.stack([(one[kind] - one[straight]).var(0).sum() for one in each]) / n_draws
-            found[kind, "agreement"] = ((means[kind] - means[straight]).square().sum(1) / allowed).mean().item()
+        found[kind, "to the gradient"] = (variance[kind] / signal).item()
+        found[kind, "to batches"] = (variance[kind] / between).item()
+        if kind != STRAIGHT:
+            allowed = torch.stack([one[kind]["apart"] for one in each]) / n_draws
+            found[kind, "agreement"] = ((means[kind] - means[STRAIGHT]).square().sum(1) / allowed).mean().item()
     return found
+
+
+def _summary(each: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Of each estimate (draws, weights): its mean, its variance, and that of its difference from the reparametrised one."""
+    return {
+        kind: {
+            "mean": value.mean(0, dtype=torch.float64),
+            "variance": value.var(0).sum(dtype=torch.float64),
+            "apart": (value - each[STRAIGHT]).var(0).sum(dtype=torch.float64),
+        }
+        for kind, value in each.items()
+    }
 
 
 def gradients(model: Any, x: Tensor, n_draws: int) -> dict[str, Tensor]:
@@ -149,5 +161,5 @@ def gradients(model: Any, x: Tensor, n_draws: int) -> dict[str, Tensor]:
         losses = (value * log_q + rate, (value - baseline) * log_q + rate, distortion + rate, distortion + stuck)
         for kind, loss in zip(GRADIENTS, losses, strict=True):
             parts = torch.autograd.grad(loss.mean(), weights, retain_graph=True)
-            found[kind].append(torch.cat([part.flatten() for part in parts]).double())
+            found[kind].append(torch.cat([part.flatten() for part in parts]))
     return {kind: torch.stack(each) for kind, each in found.items()}
