@@ -176,6 +176,12 @@ def threshold(ds: data.Dataset) -> float:
     return torch.linalg.eigvalsh(covariance.reshape(x.shape[1], x.shape[1]))[-1].item()
 
 
+def accept(ds: data.Dataset) -> None:
+    """Refuse data that are too few for this study, in one line, before anything is trained."""
+    if len(ds.train) < 20 or len(ds.test) < 3:
+        raise ValueError(f"at least 20 training and 3 test examples are needed, got {len(ds.train)} and {len(ds.test)}")
+
+
 def without_a_code(ds: data.Dataset, x: Tensor) -> float:
     """D of the best decoder that is told nothing of the image, on examples x, nats: what a collapsed model has at any β."""
     mean, x = ds.draw(ds.train).double().mean(0), x.double()
@@ -190,6 +196,7 @@ def run(plan: Plan, lab: Lab) -> Record:
     names = ("dataset", "binarize", "images", "latent_dim", "batch", "lr")
     common = {name: plan.settings[name] for name in names}
     measured = common | {name: plan.settings[name] for name in ("draws", "measured")}
+    accept(plan.data())
     limit = threshold(plan.data())
     far = [share * limit for share in plan.shares]
     every = {2 * plan.passes: plan.seeds[: plan.again], plan.passes: plan.seeds}  # the longest first

@@ -246,6 +246,14 @@ def test_losses_under_another_beta_weigh_the_same_rate():
     assert found == {("β = 1", "β = 1"): 13.0, ("β = 1", "β = 2"): 16.0, ("β = 2", "β = 1"): 13.0, ("β = 2", "β = 2"): 14.0}
 
 
+@pytest.mark.parametrize(("train", "test"), [(19, 30), (30, 2)])
+def test_too_few_examples_are_refused_before_training(train, test):
+    ds = data.Dataset("mine", train=bits(train, 4), validation=bits(2, 4), test=bits(test, 4))
+    with pytest.raises(ValueError, match=f"at least 20 training and 3 test examples are needed, got {train} and {test}"):
+        study.accept(ds)
+    study.accept(dataset_of(bits(20, 4)))
+
+
 class Asked(Exception):
     pass
 
