@@ -58,7 +58,7 @@ class Plan(Common):
     """
 
     betas: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    shares: tuple[float, ...] = (0.4, 0.7, 0.9, 1.2)
+    shares: tuple[float, ...] = (0.5, 0.7, 0.9, 1.2)
     hidden: tuple[int, ...] = (64,)
     deep: tuple[int, ...] = (64, 64, 64, 64)
     grown_from: float = 0.02
@@ -168,12 +168,9 @@ def threshold(ds: data.Dataset) -> float:
     λ₁/σ². Pixels that never change are left out.
     """
     x = ds.draw(ds.train).flatten(1).double()
-    if ds.is_binary:
-        x = x[:, x.std(0) > 0]
-        covariance = torch.corrcoef(x.T)
-    else:
-        covariance = torch.cov(x.T, correction=0) / likelihood(ds)["sigma"] ** 2
-    return torch.linalg.eigvalsh(covariance.reshape(x.shape[1], x.shape[1]))[-1].item()
+    x = x[:, x.std(0) > 0]
+    scale = x.std(0, correction=0) if ds.is_binary else likelihood(ds)["sigma"]
+    return torch.linalg.matrix_norm((x - x.mean(0)) / scale, 2).square().item() / len(x)
 
 
 def accept(ds: data.Dataset) -> None:
@@ -204,8 +201,8 @@ def run(plan: Plan, lab: Lab) -> Record:
     families = {
         "shallow": {"hidden": shallow, "betas": [*plan.betas, *far], "start": None},
         "shallow, grown": {"hidden": shallow, "betas": [1.0, *far], "start": plan.grown_from * limit},
-        "deep": {"hidden": deep, "betas": [1.0, *far], "start": None},
-        "deep, grown": {"hidden": deep, "betas": [1.0, *far], "start": plan.grown_from * limit},
+        "deep": {"hidden": deep, "betas": far, "start": None},
+        "deep, grown": {"hidden": deep, "betas": far, "start": plan.grown_from * limit},
     }
     cells = [
         measured | each | {"family": family, "passes": passes, "seeds": seeds}
@@ -244,8 +241,8 @@ def run(plan: Plan, lab: Lab) -> Record:
         "x": "x",
         **{name: f"{name}, shallow, {plan.betas.index(1.0)}" for name in ("rebuilt", "pixels", "prior")},
         "collapsed": f"prior, shallow, {numbers['shallow'] - 1}",
-        "cold": "rebuilt, deep, 1",
-        "grown": "rebuilt, deep, grown, 1",
+        "cold": "rebuilt, deep, 0",
+        "grown": "rebuilt, deep, grown, 0",
     }
     drawn = {name: value for each in found[len(families) : 2 * len(families)] for name, value in each.items()}
     return Record.of(
