@@ -224,9 +224,12 @@ def test_claims_are_differences_at_one_beta_and_one_seed():
         ("4 draws", 1.0, 0, "train", "loss", 11.75),
         ("gap", 1.0, 0, "test", "gap", 0.5),
         ("gap", 1.0, 0, "test", "AIS", -30.0),
+        ("shallow", 0.1, 0, "test", "near, prior samples", 3.0),
+        ("shallow", 1.0, 0, "test", "near, prior samples", 1.5),
     ]
     found = study.effects(rows_of(rows)).set_index(["objective", "quantity"])["value"].to_dict()
     assert found == {
+        ("β = 1", "near, prior samples"): 1.5,
         ("β = 0.1", "cost of the noise"): 0.25,
         ("β = 0.1", "D beyond the autoencoder"): 1.0,
         ("shallow, grown less cold, β = 1", "loss"): -0.5,
