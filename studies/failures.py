@@ -174,7 +174,9 @@ def threshold(ds: data.Dataset) -> float:
 
 
 def accept(ds: data.Dataset) -> None:
-    """Refuse data that are too few for this study, in one line, before anything is trained."""
+    """Refuse data that this study can do nothing with, in one line, before anything is trained."""
+    if not ds.train.std() > 0:
+        raise ValueError("all values of the training examples are the same: there is nothing to learn")
     if len(ds.train) < 20 or len(ds.test) < 3:
         raise ValueError(f"at least 20 training and 3 test examples are needed, got {len(ds.train)} and {len(ds.test)}")
 

@@ -255,6 +255,8 @@ def test_too_few_examples_are_refused_before_training(train, test):
     with pytest.raises(ValueError, match=f"at least 20 training and 3 test examples are needed, got {train} and {test}"):
         study.accept(ds)
     study.accept(dataset_of(bits(20, 4)))
+    with pytest.raises(ValueError, match="all values of the training examples are the same"):
+        study.accept(dataset_of(torch.ones(30, 4)))
 
 
 class Asked(Exception):
