@@ -142,7 +142,7 @@ def same_side(frame: pd.DataFrame, by: list[str]) -> Check:
     if not claims:
         return Check("twice the passes leave every claim on its side of zero", False, "nothing is large enough to be claimed")
     far = {  # in standard errors, on the side of the first
-        key: min(math.copysign(1, each[few].value) * one.value / one.stderr for one in each.values())
+        key: min(math.copysign(1, each[few].value) * one.value / max(one.stderr, 1e-12) for one in each.values())
         for key, each in claims.items()
     }
     key = min(far, key=lambda key: far[key])

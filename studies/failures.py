@@ -542,9 +542,11 @@ def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
     for family in ("shallow", "deep, grown"):
         _, check = convergence.cross_table(cross(first, family), plan.largest_error)
         found.append(convergence.Check(f"{check.name}: {family}", check.passed, check.found))
-    both = pd.concat([effects(each.drop(columns="passes")).assign(passes=passes) for passes, each in frame.groupby("passes")])
+    both: Any = pd.concat(
+        [effects(each.drop(columns="passes")).assign(passes=passes) for passes, each in frame.groupby("passes")]
+    )
     both = both[~both["objective"].str.endswith("in proportion")]  # how much fewer passes lose depends on how many there are
-    claims = {
+    claims: dict[Any, Estimate] = {
         key: Estimate.over_runs(each["value"].to_numpy())
         for key, each in both[both["passes"] == plan.passes].groupby(["objective", "quantity"], sort=False)
     }
