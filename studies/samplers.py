@@ -53,7 +53,7 @@ class Plan(Common):
     highest: float = 16.0
     power: float = 0.25
     passes: int = 400
-    again: int = 3
+    again: int = 5
     latent_dim: int = 8
     hidden: tuple[int, ...] = (128, 128)
     batch: int = 64
