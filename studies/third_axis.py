@@ -529,10 +529,12 @@ def rank_correlation(table: Any, first: str, second: str, seed: int = 0, resampl
 
     Settings are resampled with all their seeds, and a model of many β with all its views, for these are not independent.
     """
-    unit = table["objective"].astype(str) + table["seed"].astype(str).where(table["objective"] == MANY, "")
-    for name in ("beta", "on_information", "on_marginal"):
-        unit = unit + table[name].astype(str).where(table["objective"] != MANY, "") if name in table else unit
-    parts = [each[[first, second]].to_numpy() for _, each in table.groupby(unit, sort=False)]
+    unit: Any = table[[name for name in (*SETTING, "seed") if name in table]].astype(object)
+    many = unit["objective"] == MANY
+    unit.loc[many, unit.columns.difference(["objective", "seed"])] = None
+    unit.loc[~many, "seed"] = None
+    units = table.groupby([unit[name] for name in unit], sort=False, dropna=False)  # a setting has no β, or no weights
+    parts = [each[[first, second]].to_numpy() for _, each in units]
     picks = np.random.default_rng(seed).integers(len(parts), size=(resamplings, len(parts)))
     drawn = [np.concatenate([parts[i] for i in pick]) for pick in (range(len(parts)), *picks)]
     value, *others = (_spearman(*some.T) for some in drawn)

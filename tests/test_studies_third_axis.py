@@ -10,7 +10,7 @@ import torch
 
 from nbvae import analytic, estimators, models
 from studies import third_axis as study
-from studies.third_axis import HEAVY, LIGHT, MANY, PLAIN, Plan, Rescaled, marginal_kl_lower
+from studies.third_axis import HEAVY, LIGHT, MANY, PLAIN, WEIGHTS, Plan, Rescaled, marginal_kl_lower
 
 COV = np.diag([4.0, 1.0, 0.5])
 ENCODER = np.array([[0.9, 0.3, 0.0], [0.5, -1.2, 0.4]])
@@ -198,6 +198,20 @@ def test_a_rank_correlation_resamples_settings_with_their_seeds_and_networks_wit
     assert value == pytest.approx(0.6)
     assert low < 0.6 < high
     assert math.isnan(study._spearman(np.ones(3), np.arange(3)))
+
+
+def test_a_rank_correlation_is_of_every_model_whatever_its_setting_lacks():
+    """β-VAEs have no two weights, weightings have no β, published objectives have neither."""
+    kinds = [{"objective": PLAIN, "beta": beta} for beta in (0.1, 1.0)] + [{"objective": "FactorVAE"}]
+    kinds += [{"objective": WEIGHTS, "on_information": a, "on_marginal": w} for a, w in ((1.0, 3.0), (1.0, 0.3))]
+    kinds += [{"objective": MANY, "beta": beta} for beta in (0.1, 1.0)]
+    table = pd.DataFrame([kind | {"seed": seed} for seed in (0, 1) for kind in kinds])
+    table["x"] = np.random.default_rng(0).permutation(len(table))
+    rises = table["objective"] == MANY
+    table["y"] = table["x"].where(rises, -table["x"])
+    value, low, high = study.rank_correlation(table, "x", "y")
+    assert value == pytest.approx(study._spearman(table["x"], table["y"]))
+    assert -1 <= low < value < high < 1
 
 
 @pytest.mark.parametrize(
