@@ -229,3 +229,13 @@ def test_a_plan_refuses_in_one_line(changes, said):
     with pytest.raises(ValueError, match=said) as caught:
         Plan(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_readers_file_is_run_in_fewer_passes_than_the_books_data_and_as_many_steps_where_it_is_small(tmp_path):
+    rng = np.random.default_rng(0)
+    for rows, passes in ((1200, 20), (500, 45)):  # a tenth of them is held out
+        np.savez(file := tmp_path / f"{rows}.npz", train=rng.random((rows, 3)), test=rng.random((40, 3)))
+        own, book = (study.plan(name, "quick") for name in (str(file), "digits"))
+        assert (own.passes, own.search_steps) == (passes, 1)
+        assert own.passes < book.passes
+        assert own.search_steps < book.search_steps
