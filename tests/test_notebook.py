@@ -304,12 +304,14 @@ def test_recorded_results_are_found_and_missing_ones_named():
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("stem", ["06_aggregated_posterior", "07_alignment"])
 @pytest.mark.parametrize(
-    ("injected", "message"),
+    ("stem", "injected", "message"),
     [
-        ("betas = [0.2, 0.2, 2]", "betas needs three different values, got [0.2, 2.0]"),
-        ("dataset = 'gaussian'", "examples of 0 and 1, train_labels and test_labels; got 'gaussian'"),
+        ("06_aggregated_posterior", "dataset = 'gaussian'", "dataset gaussian needs labels"),
+        ("06_aggregated_posterior", "beta = 0", "beta must be a finite number > 0"),
+        ("06_aggregated_posterior", "budget = 'none'", "budget must be one of"),
+        ("07_alignment", "betas = [0.2, 0.2, 2]", "betas needs three different values, got [0.2, 2.0]"),
+        ("07_alignment", "dataset = 'gaussian'", "examples of 0 and 1, train_labels and test_labels; got 'gaussian'"),
     ],
 )
 def test_chapters_with_labels_say_what_they_need(shell, stem, injected, message):

@@ -10,7 +10,7 @@ import torch
 
 from nbvae import analytic, estimators, models
 from studies import third_axis as study
-from studies.third_axis import HEAVY, LIGHT, MANY, PLAIN, Plan, Rescaled, marginal_kl_lower
+from studies.third_axis import HEAVY, LIGHT, MANY, PLAIN, WEIGHTS, Plan, Rescaled, marginal_kl_lower
 
 COV = np.diag([4.0, 1.0, 0.5])
 ENCODER = np.array([[0.9, 0.3, 0.0], [0.5, -1.2, 0.4]])
@@ -200,6 +200,20 @@ def test_a_rank_correlation_resamples_settings_with_their_seeds_and_networks_wit
     assert math.isnan(study._spearman(np.ones(3), np.arange(3)))
 
 
+def test_a_rank_correlation_is_of_every_model_whatever_its_setting_lacks():
+    """β-VAEs have no two weights, weightings have no β, published objectives have neither."""
+    kinds = [{"objective": PLAIN, "beta": beta} for beta in (0.1, 1.0)] + [{"objective": "FactorVAE"}]
+    kinds += [{"objective": WEIGHTS, "on_information": a, "on_marginal": w} for a, w in ((1.0, 3.0), (1.0, 0.3))]
+    kinds += [{"objective": MANY, "beta": beta} for beta in (0.1, 1.0)]
+    table = pd.DataFrame([kind | {"seed": seed} for seed in (0, 1) for kind in kinds])
+    table["x"] = np.random.default_rng(0).permutation(len(table))
+    rises = table["objective"] == MANY
+    table["y"] = table["x"].where(rises, -table["x"])
+    value, low, high = study.rank_correlation(table, "x", "y")
+    assert value == pytest.approx(study._spearman(table["x"], table["y"]))
+    assert -1 <= low < value < high < 1
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -215,3 +229,13 @@ def test_a_plan_refuses_in_one_line(changes, said):
     with pytest.raises(ValueError, match=said) as caught:
         Plan(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_readers_file_is_run_in_fewer_passes_than_the_books_data_and_as_many_steps_where_it_is_small(tmp_path):
+    rng = np.random.default_rng(0)
+    for rows, passes in ((1200, 20), (500, 45)):  # a tenth of them is held out
+        np.savez(file := tmp_path / f"{rows}.npz", train=rng.random((rows, 3)), test=rng.random((40, 3)))
+        own, book = (study.plan(name, "quick") for name in (str(file), "digits"))
+        assert (own.passes, own.search_steps) == (passes, 1)
+        assert own.passes < book.passes
+        assert own.search_steps < book.search_steps
