@@ -62,7 +62,7 @@ class Plan(Common):
     hidden: tuple[int, ...] = (64,)
     deep: tuple[int, ...] = (64, 64, 64, 64)
     grown_from: float = 0.02
-    passes: int = 300
+    passes: int = 400
     again: int = 5
     latent_dim: int = 8
     batch: int = 100
@@ -546,6 +546,9 @@ def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
         [effects(each.drop(columns="passes")).assign(passes=passes) for passes, each in frame.groupby("passes")]
     )
     both = both[~both["objective"].str.endswith("in proportion")]  # how much fewer passes lose depends on how many there are
+    # The gap on test images goes on growing while training images are fitted: that it is larger there is claimed, its size not.
+    drifts = (both["objective"] == "gap, test") & (both["quantity"] != "approximation")
+    larger, both = _on_test(both), both[~drifts]
     claims: dict[Any, Estimate] = {
         key: Estimate.over_runs(each["value"].to_numpy())
         for key, each in both[both["passes"] == plan.passes].groupby(["objective", "quantity"], sort=False)
@@ -553,7 +556,16 @@ def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
     allowed = {key: convergence.allowed(each, smallest(key[1], plan.largest_error)) for key, each in claims.items()}
     some = both[both["seed"].isin(plan.seeds[: plan.again])]
     some = some.assign(allowed=[allowed[key] for key in zip(some["objective"], some["quantity"], strict=True)])
-    return [*found, convergence.twice(some, ["objective"])]
+    larger = larger[larger["seed"].isin(plan.seeds[: plan.again])]
+    return [*found, convergence.twice(some, ["objective"]), convergence.same_side(larger, ["objective"])]
+
+
+def _on_test(both: Any) -> Any:
+    """By how much the gap, and what the network is to blame for, is larger on test images, seed by seed."""
+    parts = [both[both["objective"] == f"gap, {split}"] for split in ("test", "train")]
+    apart = parts[0].merge(parts[1], on=["quantity", "passes", "seed"], suffixes=("", "_train"))
+    apart = apart[apart["quantity"] != "approximation"]
+    return apart.assign(objective="gap, test less train", value=apart["value"] - apart["value_train"])
 
 
 def _said(first: Any, limit: float) -> str:
