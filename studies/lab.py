@@ -148,7 +148,10 @@ class Lab:
             except BrokenProcessPool as error:  # while calls were handed out
                 yield from ((key, error) for key in calls.keys() - {*futures.values()})
             except BaseException:
+                workers = list((getattr(pool, "_processes", None) or {}).values())
                 pool.shutdown(wait=False, cancel_futures=True)
+                for worker in workers:
+                    worker.terminate()  # a training ends with a checkpoint; else the pool would wait for its calls
                 raise
 
     def _key(self, module: str, name: str, cell: dict[str, Any]) -> str:

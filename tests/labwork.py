@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ def stops_once(n: int, log: str, store: str | None, device: str) -> dict[str, An
         mark.touch()
         raise training.Interrupted("stopped after 3 of 9 epochs")
     return square(n, log, store, device)
+
+
+def sleeps(n: int, log: str, store: str | None, device: str) -> dict[str, Any]:
+    """Says in the file `log` that it runs, and then takes for ever."""
+    Path(log).touch()
+    time.sleep(1000)
+    return {}
 
 
 def fails(n: int, log: str, store: str | None, device: str) -> dict[str, Any]:

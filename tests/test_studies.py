@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import labwork
@@ -206,6 +208,29 @@ def test_lost_and_failed_calls_are_made_again_and_finished_ones_are_not(tmp_path
     assert set(calls(tmp_path)) == {0, 1, 2, 3}
     if not more:
         assert sorted(calls(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_a_study_that_is_told_to_stop_does_not_wait_for_its_calls(tmp_path):
+    log = tmp_path / "log"
+    code = f"""
+import signal, labwork
+from studies import lab
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        lab.Lab({str(tmp_path / "lab")!r}, lab.processes(1)).map(labwork.sleeps, [{{"n": 1, "log": {str(log)!r}}}], "sleep")
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+    (tmp_path / "run.py").write_text(code)
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    process = subprocess.Popen(
+        [sys.executable, "run.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    while not log.exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.terminate()
+    assert process.communicate(timeout=100)[0] == "stopped\n"
 
 
 def test_a_call_that_always_fails_is_named_in_one_line_and_loses_nothing(tmp_path):
