@@ -311,7 +311,11 @@ def test_recorded_results_are_found_and_missing_ones_named():
         ("06_aggregated_posterior", "beta = 0", "beta must be a finite number > 0"),
         ("06_aggregated_posterior", "budget = 'none'", "budget must be one of"),
         ("07_alignment", "betas = [0.2, 0.2, 2]", "betas needs three different values, got [0.2, 2.0]"),
-        ("07_alignment", "dataset = 'gaussian'", "examples of 0 and 1, train_labels and test_labels; got 'gaussian'"),
+        ("07_alignment", "dataset = 'gaussian'", "put both into the .npz, or use digits, mnist or glyphs; got 'gaussian'"),
+        ("07_alignment", "budget = 'half'", "budget must be one of"),
+        ("07_alignment", "n_seeds = 1", "n_seeds must be"),
+        ("07_alignment", "latent_dim = 0", "latent_dim must be"),
+        ("07_alignment", "latent_dim = 200", "densities and distances need at least"),
     ],
 )
 def test_chapters_with_labels_say_what_they_need(shell, stem, injected, message):
