@@ -288,7 +288,7 @@ def _said(first: Any) -> str:
         if kind == KINDS[1]:
             least, value = _furthest(mine[mine["quantity"] == "excess, test"], -1)
             said.append(f"R + MSE/2s on test images is {value:+} nats from the linear optimum where it is lowest ({least})")
-    return "; ".join(said) + ". These differences go on growing with the number of passes."
+    return "; ".join(said) + ". Of these differences the side is claimed and not the size, which longer training changes."
 
 
 def _furthest(claims: Any, side: int) -> tuple[str, results.Estimate]:
