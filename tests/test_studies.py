@@ -345,6 +345,37 @@ def test_second_moments_are_compared_with_one():
     assert "b" in failed.found
 
 
+@pytest.mark.parametrize(
+    ("few", "many", "passed"),
+    [
+        ([1.0, 1.2, 1.1], [5.0, 5.2, 5.3], True),  # grown on its side
+        ([1.0, 1.2, 1.1], [0.1, 0.12, 0.11], True),
+        ([1.0, 1.2, 1.1], [-1.0, -1.2, -1.1], False),
+        ([-1.0, -1.2, -1.1], [1.0, 1.2, 1.1], False),
+        ([1.0, 1.2, 1.1], [0.3, -0.3, 0.1], False),  # two errors from zero no longer
+        ([0.3, -0.3, 0.1], [1.0, 1.2, 1.1], False),
+        ([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], True),  # no spread, and not at zero
+        ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0], False),
+    ],
+)
+def test_a_claim_of_a_side_holds_after_both_numbers_of_passes_or_fails(few, many, passed):
+    rows = [(passes, seed, value) for passes, each in ((4, few), (8, many)) for seed, value in enumerate(each)]
+    one = pd.DataFrame(rows, columns=["passes", "seed", "value"]).assign(quantity="gap", objective="a")
+    sure = one.assign(objective="b", value=one["passes"] + one["seed"] / 10)
+    assert convergence.same_side(pd.concat([one, sure]), ["objective"]).passed == passed
+    assert convergence.same_side(sure, ["objective"]).passed
+
+
+def test_only_effects_that_are_large_enough_are_claimed_and_of_the_seeds_that_have_both():
+    rows = [(4, seed, "large", 2.0) for seed in range(4)] + [(8, seed, "large", 9.0) for seed in range(2)]
+    rows += [(passes, seed, "small", 0.3) for passes in (4, 8) for seed in range(2)]
+    effects = pd.DataFrame(rows, columns=["passes", "seed", "quantity", "value"]).assign(objective="a")
+    found = convergence.claimed(effects, 4, (0, 1), 0.4)
+    assert set(found["quantity"]) == {"large"}
+    assert set(found["seed"]) == {0, 1}
+    assert (found["claim"] == 2.0).all()  # by the plan's passes
+
+
 def test_errors_may_be_as_large_as_allowed_or_a_quarter_of_what_is_claimed_and_must_be_known():
     def passed(*pairs, largest=0.1):
         return convergence.errors({str(i): results.Estimate(*pair) for i, pair in enumerate(pairs)}, largest).passed
