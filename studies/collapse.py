@@ -34,7 +34,7 @@ QUESTION = "Is D* against R a straight line, of which slope, and does all collap
 CHAPTER = "04_sigma_and_beta"
 DATASETS = ("digits",)
 # The dimensions n of the data, r of what they fill, and the latents.
-LINES = {"plane": (2, 2, 2), "curve": (6, 1, 2), "roll": (3, 2, 2), "sphere": (16, 2, 3)}
+LINES = {"plane": (2, 2, 2), "curve": (6, 1, 1), "roll": (3, 2, 2), "sphere": (16, 2, 3)}
 LEVELS, ONE, EACH = "levels of fixed σ", "one σ", "a σ for each example"
 TWO, CURVE, OWN = "two points", "curve", "the data set"
 COLD, CONTINUED = "cold", "continued"
@@ -46,14 +46,14 @@ class Plan(Common):
     """Settings of the study; `dataset` is one of the sources of the second half.
 
     - `lines`: the sources of the first half, among `LINES`.
-    - `levels`: of fixed σ, water levels s as shares of the largest eigenvalue; the slope is that of the smallest three.
+    - `levels`: of fixed σ, water levels s as shares of the largest eigenvalue; the slope is that of the smallest four.
     - `betas`: of one σ, and of a σ for each example, on the plane.
     - `points`: how many examples a source has.
     - `rare`: the share of the rare one of two points.
     - `noise`: the standard deviation of what is added to the curve, or with one σ nothing would bound its likelihood.
     - `ratios`: βs over the threshold β_c of the linear theory.
-    - `passes`: over the examples of a source, at each β; `own_passes`: over the training images of the data set. Some seeds are
-      also trained for twice as many.
+    - `passes`: over the training images of the data set, at each β; `small_passes`: over the examples of the other sources;
+      `line_passes`: for the first half. Some seeds are also trained for twice as many.
     - `again`: how many of the seeds.
     - `hidden`, `batch`, `lr`, `own_hidden`, `own_lr`, `latent_dim`: of the models and their training, under a one-cycle
       schedule; the last three are those of the data set.
@@ -61,14 +61,15 @@ class Plan(Common):
 
     binarize: str | None = "none"
     lines: tuple[str, ...] = tuple(LINES)
-    levels: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 0.8)
+    levels: tuple[float, ...] = (0.01, 0.02, 0.04, 0.08, 0.2, 0.5, 0.9)
     betas: tuple[float, ...] = (0.4, 0.6, 0.8, 0.9, 1.1, 1.25, 1.4, 1.8)
     points: int = 2000
     rare: float = 0.05
     noise: float = 0.03
-    ratios: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95, 1.05, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8, 3.3)
-    passes: int = 200
-    own_passes: int = 100
+    ratios: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95, 1.05, 1.2, 1.5, 1.9, 2.2, 2.35, 2.5, 2.8)
+    passes: int = 60
+    small_passes: int = 100
+    line_passes: int = 250
     again: int = 3
     hidden: tuple[int, ...] = (64, 64)
     batch: int = 200
@@ -102,12 +103,20 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(latent_dim=max(1, min(8, (full.data().train[0].numel() - 1) // 2)))
     few = {"seeds": (0, 1), "again": 2}
     if budget == "quick":
-        short = {"levels": (1e-3, 3e-3, 0.01, 0.1, 0.5), "betas": (0.5, 0.8, 1.2, 1.8), "ratios": (0.5, 0.9, 1.2, 1.7, 2.4)}
-        small = {"images": 1200, "passes": 20, "own_passes": 10, "lines": ("plane", "curve")}
-        return full.changed(**few, **short, **small).stretched("own_passes")
+        short = {"levels": (0.01, 0.03, 0.1, 0.5), "betas": (0.5, 0.8, 1.2, 1.8), "ratios": (0.5, 0.9, 1.2, 1.9, 2.6)}
+        small = {"images": 1200, "passes": 10, "small_passes": 25, "line_passes": 40, "lines": ("plane", "curve")}
+        return full.changed(**few, **short, **small).stretched("passes")
     if budget == "smoke":
         short = {"levels": (0.01, 0.1, 0.5), "betas": (0.5, 1.2, 1.8), "ratios": (0.5, 1.2, 2.4), "lines": ("plane",)}
-        small = {"images": 300, "points": 200, "passes": 1, "own_passes": 1, "hidden": (8,), "own_hidden": (8,)}
+        small = {
+            "images": 300,
+            "points": 200,
+            "passes": 1,
+            "small_passes": 1,
+            "line_passes": 1,
+            "hidden": (8,),
+            "own_hidden": (8,),
+        }
         return full.changed(**few, **short, **small)
     return full
 
@@ -119,18 +128,18 @@ def run(plan: Plan, lab: Lab) -> Record:
     data_set = {name: plan.settings[name] for name in ("dataset", "binarize", "images")}
     rows = []
     for times, seeds in {2: plan.seeds[: plan.again], 1: plan.seeds}.items():  # the longest first
-        how = common | {"passes": times * plan.passes, "seeds": seeds}
+        how = common | {"passes": times * plan.small_passes, "seeds": seeds}
         lines = [
-            how | {"source": name, "loss": loss, "places": places}
+            how | {"source": name, "loss": loss, "places": places, "passes": times * plan.line_passes}
             for name in plan.lines
             for loss, places in ((LEVELS, plan.levels), (ONE, plan.betas), (EACH, plan.betas))
             if loss == LEVELS or name == "plane"
         ]
         starts = how | data_set | {"ratios": plan.ratios, "rare": plan.rare, "latent_dim": 1}
         ends = [starts | {"source": name} for name in (CURVE, TWO)]
-        ends.append(starts | own | {"source": OWN, "passes": times * plan.own_passes})
+        ends.append(starts | own | {"source": OWN, "passes": times * plan.passes})
         for function, cells, what in ((threshold, ends, "collapse"), (line, lines, "lines")):
-            found = lab.map(function, cells, f"{what}, {times * plan.passes} passes")
+            found = lab.map(function, cells, what)
             rows += [row | {"times": times} for each in found for row in each["rows"]]
     frame = pd.DataFrame(rows)
     first: Any = frame[frame["times"] == 1].drop(columns="times")
@@ -329,12 +338,12 @@ def stars(frame: Any, name: str, loss: str = LEVELS) -> Any:
 
 
 def slopes(frame: Any) -> Any:
-    """The slope of D* against R over the three smallest levels of each source, seed by seed, and the latents in use there."""
+    """The slope of D* against R over the four smallest levels of each source, seed by seed, and the latents in use there."""
     rows = []
     names = frame.loc[frame["start"] == LEVELS, "objective"].unique()
     for name in names:
         for seed, each in stars(frame, name).sort_values("level").groupby("seed"):
-            few = each.head(3)
+            few = each.head(4)
             slope = np.polyfit(few["rate"], few["star"], 1)[0]
             for quantity, value in (("slope", slope), ("latents in use", few["active"].mean())):
                 rows.append({"objective": name, "quantity": quantity, "seed": seed, "value": value})
@@ -388,6 +397,13 @@ def crossings(frame: Any) -> Any:
     return pd.DataFrame(rows)
 
 
+def gaps(frame: Any) -> Any:
+    """The logarithm of how much farther continued models keep a code than cold ones, for each source and seed."""
+    ends = crossings(frame)
+    wide = ends[ends["quantity"] != "better"].pivot_table(index=["objective", "seed"], columns="quantity", values="value")
+    return np.log(wide[CONTINUED] / wide[COLD]).rename("value").reset_index().assign(quantity="gap")
+
+
 def _falls(values: Any, mark: float) -> float:
     """Where values over an index fall below a mark for the first time."""
     place, value = np.log(values.index.to_numpy()), values.to_numpy()
@@ -402,15 +418,16 @@ def _falls(values: Any, mark: float) -> float:
 
 
 def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
-    again = plan.seeds[: plan.again]
-    found = []
-    for what, by, allowed in ((slopes, "slope", 0.1), (crossings, None, 0.1)):
+    again, found = plan.seeds[: plan.again], []
+    for what, few in ((slopes, ["slope"]), (crossings, [CONTINUED, "better"])):
         both = pd.concat([what(each).assign(passes=times) for times, each in frame.groupby("times")])
-        both = both[both["seed"].isin(again) & ((both["quantity"] == by) if by else True)]
+        both = both[both["seed"].isin(again) & both["quantity"].isin(few)]
         size = both.groupby(["objective", "quantity"])["value"].transform("mean").abs()
-        name = "slopes" if by else "thresholds"
-        check = convergence.twice(both.assign(allowed=allowed * size), ["objective"])
-        found.append(replace(check, name=f"twice the passes move nothing that is claimed: {name}"))
+        check = convergence.twice(both.assign(allowed=0.1 * size), ["objective"])
+        found.append(replace(check, name=f"twice the passes move nothing that is claimed: {', '.join(few)}"))
+    kept = pd.concat([gaps(each).assign(passes=times) for times, each in frame.groupby("times")])
+    check = convergence.same_side(kept[kept["seed"].isin(again) & kept["objective"].isin((TWO, CURVE))], ["objective"])
+    found.append(replace(check, name="twice the passes leave the gap between cold and continued where it is"))
     ends = crossings(first)
     kept = ends[(ends["quantity"] != "better") & (ends["value"] >= plan.ratios[-1])]
     where = ", ".join(sorted({f"{name}, {start}" for name, start in zip(kept["objective"], kept["quantity"], strict=True)}))

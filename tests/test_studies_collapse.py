@@ -31,7 +31,7 @@ def plane(levels, losses=(LEVELS,)) -> pd.DataFrame:
 
 
 def test_the_line_of_linear_models_that_fill_their_space_has_slope_minus_n_over_a():
-    found = study.slopes(plane([0.001, 0.01, 0.1, 0.8])).pivot_table(index="seed", columns="quantity", values="value")
+    found = study.slopes(plane([0.001, 0.005, 0.02, 0.1, 0.8])).pivot_table(index="seed", columns="quantity", values="value")
     np.testing.assert_allclose(found["slope"], -2 / 2, rtol=1e-9)
     assert (found["latents in use"] == 2).all()
     # Where only one of two directions is coded the other one is left over, and the slope is not −n/a.
@@ -118,6 +118,7 @@ def test_crossings_are_read_off_over_the_logarithm_of_beta():
     assert table["mean"][COLD] == pytest.approx(0.5 * 2**0.95)  # down to a twentieth of the first rate
     assert table["mean"][CONTINUED] == pytest.approx(2.0 * 2**0.95)
     assert table["mean"]["better"] == pytest.approx(math.sqrt(2))
+    np.testing.assert_allclose(study.gaps(pd.DataFrame(found))["value"], math.log(4))
     assert study._falls(pd.Series([3.0, 2.0], index=[1.0, 5.0]), 1.0) == pytest.approx(5.0)
 
 
