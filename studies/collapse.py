@@ -104,7 +104,14 @@ def plan(dataset: str, budget: str) -> Plan:
     few = {"seeds": (0, 1), "again": 2}
     if budget == "quick":
         short = {"levels": (0.01, 0.03, 0.1, 0.5), "betas": (0.5, 0.8, 1.2, 1.8), "ratios": (0.5, 0.9, 1.2, 1.9, 2.6)}
-        small = {"images": 1200, "passes": 10, "small_passes": 25, "line_passes": 40, "lines": ("plane", "curve")}
+        small = {
+            "images": 1200,
+            "passes": 8,
+            "small_passes": 30,
+            "line_passes": 50,
+            "points": 1000,
+            "lines": ("plane", "curve"),
+        }
         return full.changed(**few, **short, **small).stretched("passes")
     if budget == "smoke":
         short = {"levels": (0.01, 0.1, 0.5), "betas": (0.5, 1.2, 1.8), "ratios": (0.5, 1.2, 2.4), "lines": ("plane",)}

@@ -43,6 +43,7 @@ STEPS = (
     *(("calibration", "first"), ("adaptation", "second")),
     *(("adaptation", "first"), ("calibration", "second")),
 )
+SIZED = ("calibration", "both")  # steps that are claimed with their size; of the others the side of zero is
 _NOISES = 4  # how many noisy copies of the training images there are
 
 
@@ -63,19 +64,19 @@ class Plan(Common):
 
     binarize: str | None = "none"
     levels: tuple[float, ...] = (0.01, 0.016, 0.025, 0.04, 0.07, 0.13, 0.25, 0.5)
-    betas: tuple[float, ...] = (0.4, 0.6, 1.0, 1.6, 2.5, 4.0, 6.5)
-    mode_betas: tuple[float, ...] = (1.0, 2.5)
-    passes: int = 400
+    betas: tuple[float, ...] = (0.7, 1.0, 1.4, 2.0, 3.0, 4.5, 6.5)
+    mode_betas: tuple[float, ...] = (1.0, 3.0)
+    passes: int = 600
     again: int = 3
     network: str = "mlp"
     latent_dim: int = 8
-    hidden: tuple[int, ...] = (128,)
+    hidden: tuple[int, ...] = (64,)
     batch: int = 100
-    lr: float = 2e-3
+    lr: float = 6e-3
     draws: int = 4
     measured: int | None = None
     drawn: int = 2000
-    largest_error: float = 0.25
+    largest_error: float = 0.5
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     def __post_init__(self) -> None:
@@ -98,7 +99,7 @@ def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset)
     if dataset in ("mnist", "glyphs"):
         full = full.changed(
-            **{"images": 10_000, "passes": 30, "hidden": (256,), "latent_dim": 16, "lr": 1e-3, "draws": 1, "measured": 4000},
+            **{"images": 10_000, "passes": 30, "hidden": (256,), "latent_dim": 16, "lr": 2e-3, "draws": 1, "measured": 4000},
             **{"levels": (0.001, 0.002, 0.004, 0.008, 0.03, 0.15), "betas": (0.5, 1.0, 2.0, 5.0, 10.0, 25.0)},
             **{"mode_betas": (1.0, 5.0), "drawn": 10_000, "largest_error": 1.0, "seeds": (0, 1, 2), "again": 2},
         )
@@ -108,7 +109,7 @@ def plan(dataset: str, budget: str) -> Plan:
     few = {"seeds": (0, 1), "again": 2, "draws": 1}
     short = {"levels": (0.01, 0.03, 0.1, 0.4), "betas": (0.35, 1.0, 4.0), "mode_betas": (1.0,)}
     if budget == "quick":
-        small = {"images": 1200, "passes": 16, "measured": 1000, "drawn": 1000}
+        small = {"images": 1200, "passes": 12, "measured": 1000, "drawn": 1000}
         return full.changed(**few, **short, **small).stretched("passes")
     if budget == "smoke":
         small = {"hidden": (16,), "latent_dim": 4, "images": 300, "passes": 1, "measured": 200, "drawn": 200}
@@ -190,8 +191,9 @@ def train(
     make = partial(models.VAE, ds.shape, latent_dim, network=network, hidden=hidden, **kind)
     config = training.TrainConfig(count, batch, lr, "one_cycle", device=device)
     how: Any = {"objective": objective, "seeds": seeds, "config": config, "store": store}
-    if part == PAIR:
-        runs = [run for beta in betas for run in sweep(make, shown, [beta], sigmas=[math.sqrt(middle / beta)], **how)]
+    if part == PAIR:  # each β has a σ of its own, in the order in which a sweep makes its models
+        deviations = iter([math.sqrt(middle / beta) for beta in betas for _ in seeds])
+        runs = sweep(lambda: make(sigma=next(deviations)), shown, betas, **how)
     elif part in (LEVELS, FIXED):
         runs = sweep(make, shown, betas, sigmas=[variance**0.5 for variance in variances], **how)
     else:
@@ -428,7 +430,10 @@ def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
     found = [_crossed(first, part, n, plan.largest_error) for part in (LEVELS, OPTIMAL)]
     again = plan.seeds[: plan.again]
     both = pd.concat([claims(each, n).assign(passes=passes) for passes, each in frame.groupby("passes")])
-    found.append(convergence.twice_as_long(both, plan.passes, again, 4 * plan.largest_error))
+    both = convergence.claimed(both, plan.passes, again, 4 * plan.largest_error)
+    sizes = both[both["objective"].isin(SIZED)]
+    found.append(convergence.twice(sizes.assign(allowed=sizes["claim"] / 4), ["objective"]))
+    found.append(convergence.same_side(both, ["objective"]))
     betas = pd.concat([best_betas(each, n).assign(passes=passes) for passes, each in frame.groupby("passes")])
     betas = betas[betas["seed"].isin(again)]
     check = convergence.twice(betas[betas["quantity"] == "training"].assign(allowed=0.15), ["objective"])
