@@ -75,7 +75,7 @@ class Plan(Common):
     batch: int = 200
     lr: float = 3e-3
     own_hidden: tuple[int, ...] = (128,)
-    own_lr: float = 2e-3
+    own_lr: float = 6e-3
     latent_dim: int = 8
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
@@ -398,9 +398,11 @@ def crossings(frame: Any) -> Any:
         for (start, seed), each in some.groupby(["start", "seed"]):
             table = each.pivot_table(index="level", columns="quantity", values="value").sort_index()
             mark = _MARK * table["rate"].iloc[0]
-            rows.append({"objective": name, "quantity": start, "seed": seed, "value": _falls(table["rate"], mark)})
-            if start == CONTINUED:
-                rows.append({"objective": name, "quantity": "better", "seed": seed, "value": _falls(table["gain"], 0.0)})
+            lost = _falls(table["rate"], mark)
+            rows.append({"objective": name, "quantity": start, "seed": seed, "value": lost})
+            if start == CONTINUED:  # where no code is left none is better
+                better = min(lost, _falls(table["gain"], 0.0))
+                rows.append({"objective": name, "quantity": "better", "seed": seed, "value": better})
     return pd.DataFrame(rows)
 
 
