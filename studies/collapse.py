@@ -241,8 +241,9 @@ def threshold(
     """Models of one source at βs around its threshold, cold and continued: rate, and what they gain on the collapsed model."""
     ds = load(dataset, binarize, images) if source == OWN else examples(source, points, noise, rare)
     variance = eigenvalues(ds.train)
-    sigma = math.sqrt(variance[0]) if source == TWO else "optimal"  # so that β_c is 1 for the points
-    first = variance[0] / (sigma**2 if source == TWO else variance.mean())
+    given = float(variance[0]) if source == TWO else None  # σ² of the points, so that their β_c is 1
+    sigma = "optimal" if given is None else math.sqrt(given)
+    first = variance[0] / (given or variance.mean())
     make = partial(models.VAE, ds.shape, latent_dim, hidden=hidden, likelihood="gaussian", sigma=sigma)
     config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
     how: Any = {"seeds": seeds, "config": config, "store": store}
@@ -253,7 +254,7 @@ def threshold(
         started = iter([deepcopy(each.model) for each in before])
         before = sweep(lambda started=started: next(started), ds, [ratio * first], **how)
         runs += [(CONTINUED, each) for each in before]
-    nothing = collapsed(variance, sigma**2 if source == TWO else None)
+    nothing = collapsed(variance, given)
     rows = []
     for start, each in runs:
         point = estimators.evaluate(each.model, ds.train, each.objective.beta, n_samples=4)
@@ -429,21 +430,22 @@ def _falls(values: Any, mark: float) -> float:
 def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
     again, found = plan.seeds[: plan.again], []
     for what, few in ((slopes, ["slope"]), (crossings, [CONTINUED, "better"])):
-        both = pd.concat([what(each).assign(passes=times) for times, each in frame.groupby("times")])
+        both: Any = pd.concat([what(each).assign(passes=times) for times, each in frame.groupby("times")])
         both = both[both["seed"].isin(again) & both["quantity"].isin(few)]
         size = both.groupby(["objective", "quantity"])["value"].transform("mean").abs()
         check = convergence.twice(both.assign(allowed=0.1 * size), ["objective"])
         found.append(replace(check, name=f"twice the passes move nothing that is claimed: {', '.join(few)}"))
-    kept = pd.concat([gaps(each).assign(passes=times) for times, each in frame.groupby("times")])
+    kept: Any = pd.concat([gaps(each).assign(passes=times) for times, each in frame.groupby("times")])
     check = convergence.same_side(kept[kept["seed"].isin(again) & kept["objective"].isin((TWO, CURVE))], ["objective"])
     found.append(replace(check, name="twice the passes leave the gap between cold and continued where it is"))
     ends = crossings(first)
     kept = ends[(ends["quantity"] != "better") & (ends["value"] >= plan.ratios[-1])]
     where = ", ".join(sorted({f"{name}, {start}" for name, start in zip(kept["objective"], kept["quantity"], strict=True)}))
     found.append(convergence.Check("every code is lost at some β of the grid", kept.empty, f"not lost: {where or 'none'}"))
+    measured: Any = pd.concat([slopes(first), ends])
     spread = {
         f"{name}, {quantity}": Estimate.over_runs(each["value"].to_numpy())
-        for (name, quantity), each in pd.concat([slopes(first), ends]).groupby(["objective", "quantity"])
+        for (name, quantity), each in measured.groupby(["objective", "quantity"])
     }
     return [*found, convergence.errors(spread, 0.1)]
 

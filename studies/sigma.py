@@ -99,7 +99,7 @@ def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset)
     if dataset in ("mnist", "glyphs"):
         full = full.changed(
-            **{"images": 10_000, "passes": 30, "hidden": (256,), "latent_dim": 16, "lr": 2e-3, "draws": 1, "measured": 4000},
+            **{"images": 10_000, "passes": 40, "hidden": (256,), "latent_dim": 16, "lr": 2e-3, "draws": 1, "measured": 4000},
             **{"levels": (0.001, 0.002, 0.004, 0.008, 0.03, 0.15), "betas": (0.5, 1.0, 2.0, 5.0, 10.0, 25.0)},
             **{"mode_betas": (1.0, 5.0), "drawn": 10_000, "largest_error": 1.0, "seeds": (0, 1, 2), "again": 2},
         )
@@ -174,8 +174,8 @@ def train(
     if part == LEVELS:
         betas, variances = [1.0], [share * linear.eigenvalues[0] for share in levels]
     elif part == PAIR:
-        middle = levels[len(levels) // 2] * linear.eigenvalues[0]
-        betas, variances = [0.1, 10.0], []
+        betas = [0.1, 10.0]
+        variances = [levels[len(levels) // 2] * linear.eigenvalues[0] / beta for beta in betas]
     elif part in (NOISY, MASS):
         betas = [1.0]
         kind |= (
@@ -192,7 +192,7 @@ def train(
     config = training.TrainConfig(count, batch, lr, "one_cycle", device=device)
     how: Any = {"objective": objective, "seeds": seeds, "config": config, "store": store}
     if part == PAIR:  # each β has a σ of its own, in the order in which a sweep makes its models
-        deviations = iter([math.sqrt(middle / beta) for beta in betas for _ in seeds])
+        deviations = iter([math.sqrt(variance) for variance in variances for _ in seeds])
         runs = sweep(lambda: make(sigma=next(deviations)), shown, betas, **how)
     elif part in (LEVELS, FIXED):
         runs = sweep(make, shown, betas, sigmas=[variance**0.5 for variance in variances], **how)
@@ -301,7 +301,7 @@ def wide(frame: Any, part: str) -> Any:
 def scored(rate: Any, mse: Any, variance: Any, n: int) -> Any:
     """D + R of a Gaussian decoder with one variance σ² for all n dimensions, nats.
 
-    >>> round(scored(1.0, 2.0, 1.0, 2), 4)  # log 2π + 1 + 1
+    >>> round(float(scored(1.0, 2.0, 1.0, 2)), 4)  # log 2π + 1 + 1
     3.8379
     """
     return rate + mse / (2 * variance) + n / 2 * np.log(2 * np.pi * variance)
@@ -434,7 +434,7 @@ def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
     sizes = both[both["objective"].isin(SIZED)]
     found.append(convergence.twice(sizes.assign(allowed=sizes["claim"] / 4), ["objective"]))
     found.append(convergence.same_side(both, ["objective"]))
-    betas = pd.concat([best_betas(each, n).assign(passes=passes) for passes, each in frame.groupby("passes")])
+    betas: Any = pd.concat([best_betas(each, n).assign(passes=passes) for passes, each in frame.groupby("passes")])
     betas = betas[betas["seed"].isin(again)]
     check = convergence.twice(betas[betas["quantity"] == "training"].assign(allowed=0.15), ["objective"])
     found.append(replace(check, name=f"{check.name}: the logarithm of the best β, training images"))

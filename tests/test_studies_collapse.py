@@ -1,6 +1,7 @@
 """The study of lines and collapse: slopes in closed form, two points by integration, what is read from its rows."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,7 @@ def test_straight_points_are_on_their_line_and_on_shannons_bound():
 @pytest.mark.parametrize("parameters", [(-0.1, 2.5, 0.0, -0.7), (0.3, -1.0, -0.5, 0.2), (-0.2, 6.0, 0.1, -2.0)])
 def test_the_rate_and_error_of_a_code_of_two_points_are_integrals(parameters):
     rare, (*mean, first, second) = 0.05, parameters
-    codes = [stats.norm(m, math.exp(s)) for m, s in zip(mean, (first, second), strict=True)]
+    codes: list[Any] = [stats.norm(m, math.exp(s)) for m, s in zip(mean, (first, second), strict=True)]
     prior, share = stats.norm(0, 1), (1 - rare, rare)
 
     def relative(code):
@@ -71,7 +72,7 @@ def test_the_rate_and_error_of_a_code_of_two_points_are_integrals(parameters):
 
 def test_codes_of_two_unequal_points_are_better_beyond_the_threshold_of_the_linear_theory():
     """β_c is 1: there a collapsed model becomes a local minimum, and it is the global one from about 2 on only."""
-    found = study.path(0.05).set_index("ratio")
+    found: Any = study.path(0.05).set_index("ratio")
     at = found.index[np.abs(found.index - 1.5).argmin()]
     assert found["gain"][at] > 0.05
     crossing = np.interp(0.0, -found["gain"], found.index)
