@@ -100,7 +100,8 @@ class Plan(Common):
 def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset)
     if dataset not in DATASETS:
-        full = full.changed(latent_dim=max(1, min(8, (full.data().train[0].numel() - 1) // 2)))
+        n = full.data().train[0].numel()
+        full = full.changed(latent_dim=max(1, min(8, (n - 1) // 2)), own_lr=full.own_lr * min(1.0, 256 / n))
     few = {"seeds": (0, 1), "again": 2}
     if budget == "quick":
         short = {"levels": (0.01, 0.03, 0.1, 0.5), "betas": (0.5, 0.8, 1.2, 1.8), "ratios": (0.5, 0.9, 1.2, 1.9, 2.6)}
@@ -270,10 +271,18 @@ def _rows(place: dict[str, Any], values: dict[str, float], split: str) -> list[d
 
 
 def eigenvalues(x: torch.Tensor) -> np.ndarray:
-    """Of the covariance of examples, from the largest."""
-    return analytic.LinearGaussian(
-        torch.cov(x.flatten(1).double().T, correction=0).reshape(x[0].numel(), -1).numpy(), 1
-    ).eigenvalues
+    """Of the covariance of examples (N, *shape), from the largest, one for each dimension; `ValueError` without any variance.
+
+    Of fewer examples than dimensions they are those of the products between examples, which is faster.
+
+    >>> eigenvalues(torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])).tolist()
+    [1.0, 0.0, 0.0]
+    """
+    flat = x.flatten(1).double()
+    flat = flat - flat.mean(0)
+    products = (flat @ flat.T if len(flat) < flat.shape[1] else flat.T @ flat) / len(flat)
+    known = torch.linalg.eigvalsh(products).flip(0).numpy()
+    return analytic.LinearGaussian(np.concatenate([known, np.zeros(flat.shape[1] - len(known))]), 1).eigenvalues
 
 
 def collapsed(variance: np.ndarray, sigma2: float | None = None) -> float:

@@ -131,13 +131,13 @@ def same_side(frame: pd.DataFrame, by: list[str]) -> Check:
     >>> [same_side(each, ["beta"]).passed for each in (frame, frame.assign(value=frame["value"] - 2))]
     [True, False]
     """
+    if frame.empty:
+        return Check("twice the passes leave every claim on its side of zero", False, "nothing is large enough to be claimed")
     few, many = sorted(frame["passes"].unique())
     claims = {
         key: {passes: Estimate.over_runs(each.loc[each["passes"] == passes, "value"].to_numpy()) for passes in (few, many)}
         for key, each in frame.groupby(["quantity", *by], sort=False)
     }
-    if not claims:
-        return Check("twice the passes leave every claim on its side of zero", False, "nothing is large enough to be claimed")
     far = {  # in standard errors, on the side of the first
         key: min(math.copysign(1, each[few].value) * _in_errors(one) for one in each.values()) for key, each in claims.items()
     }

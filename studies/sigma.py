@@ -25,7 +25,8 @@ import torch
 from nbvae import analytic, checks, estimators, metrics, models, objectives, samplers, training
 from nbvae.results import Estimate
 from studies import convergence
-from studies.curve import oracle
+from studies.collapse import eigenvalues
+from studies.curve import pictures
 from studies.lab import Lab, sweep
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -58,7 +59,8 @@ class Plan(Common):
     - `again`: how many of the seeds.
     - `network`, `latent_dim`, `hidden`, `batch`, `lr`: of the models and their training, under a one-cycle schedule.
     - `draws`: the number of z for each image, to measure D; `measured`: how many images of each split at most, None for all.
-    - `drawn`: the number of images from the prior.
+    - `drawn`: the number of images from the prior; `pictured`: how many test images are kept, with what the models of the first
+      seed rebuild them to, and as many draws from their priors.
     - `largest_error`: the most that the standard error of a difference of losses may be, in nats.
     """
 
@@ -76,6 +78,7 @@ class Plan(Common):
     draws: int = 4
     measured: int | None = None
     drawn: int = 2000
+    pictured: int = 6
     largest_error: float = 0.5
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
@@ -105,7 +108,7 @@ def plan(dataset: str, budget: str) -> Plan:
         )
     if dataset not in DATASETS:  # for any: fewer latents than dimensions, or a learned σ has no optimum
         n = full.data().train[0].numel()
-        full = full.changed(latent_dim=max(1, min(8, (n - 1) // 2)))
+        full = full.changed(latent_dim=max(1, min(8, (n - 1) // 2)), lr=full.lr * min(1.0, 256 / n))
     few = {"seeds": (0, 1), "again": 2, "draws": 1}
     short = {"levels": (0.01, 0.03, 0.1, 0.4), "betas": (0.35, 1.0, 4.0), "mode_betas": (1.0,)}
     if budget == "quick":
@@ -127,13 +130,11 @@ def run(plan: Plan, lab: Lab) -> Record:
     parts = [LEVELS, OPTIMAL, FIXED, LEARNED, OF_Z, EACH, PAIR, *(CODES[2:] if grey_levels(ds.train) else ())]
     every = {2 * plan.passes: plan.seeds[: plan.again], plan.passes: plan.seeds}  # the longest first
     cells = [common | {"part": part, "passes": passes, "seeds": seeds} for passes, seeds in every.items() for part in parts]
+    found = lab.map(train, cells, "models")
     frame = pd.DataFrame(
-        [
-            row | {"passes": cell["passes"]}
-            for each, cell in zip(lab.map(train, cells, "models"), cells, strict=True)
-            for row in each["rows"]
-        ]
+        [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
     )
+    kept = found[len(parts) + parts.index(OPTIMAL)]  # after the plan's passes
     first: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
     return Record.of(
         __name__,
@@ -142,6 +143,7 @@ def run(plan: Plan, lab: Lab) -> Record:
         first.to_dict("records"),
         checks=_checks(plan, frame, first),
         said=_said(first, ds.train[0].numel()),
+        arrays={name: kept[name] for name in ("images", "rebuilt", "drawn")},
     )
 
 
@@ -160,22 +162,23 @@ def train(
     draws: int,
     measured: int | None,
     drawn: int,
+    pictured: int,
     part: str,
     passes: int,
     seeds: list[int],
     store: str | None,
     device: str,
 ) -> dict[str, Any]:
-    """The models of one part of the study, for each of its settings and seeds: rows of the frame."""
+    """The models of one part of the study, for each of its settings and seeds: rows of the frame; of `OPTIMAL` pictures too."""
     ds = load(dataset, binarize, images)
-    grey, linear = grey_levels(ds.train), oracle(ds, latent_dim)
+    grey, spectrum = grey_levels(ds.train), eigenvalues(ds.train)
     kind: dict[str, Any] = {"likelihood": "gaussian"}
-    objective, variances = objectives.BetaVAE, [float(linear.eigenvalues.mean())]
+    objective, variances = objectives.BetaVAE, [float(spectrum.mean())]
     if part == LEVELS:
-        betas, variances = [1.0], [share * linear.eigenvalues[0] for share in levels]
+        betas, variances = [1.0], [share * spectrum[0] for share in levels]
     elif part == PAIR:
         betas = [0.1, 10.0]
-        variances = [levels[len(levels) // 2] * linear.eigenvalues[0] / beta for beta in betas]
+        variances = [levels[len(levels) // 2] * spectrum[0] / beta for beta in betas]
     elif part in (NOISY, MASS):
         betas = [1.0]
         kind |= (
@@ -218,7 +221,8 @@ def train(
                     set_for_masses(each.model, ds.train[:measured], grey)
                 value = bits(models.Discretized(each.model, grey), ds, grey, draws)
                 rows += _rows(place | {"objective": name}, {"test": {"bits": value}})
-    return {"rows": rows}
+    shown_runs = [each.model for each in runs if part == OPTIMAL and each.config.seed == seeds[0]]
+    return {"rows": rows} | (pictures(shown_runs, ds.test[:pictured]) if shown_runs else {})
 
 
 def _rows(place: dict[str, Any], values: dict[str, dict[str, float]]) -> list[dict[str, Any]]:

@@ -318,6 +318,7 @@ def test_a_claim_without_any_spread_is_on_its_side_and_nothing_is_on_none():
     frame = pd.DataFrame(rows)
     assert convergence.same_side(frame.assign(value=0.5), ["objective"]).passed
     assert not convergence.same_side(frame.assign(value=0.0), ["objective"]).passed
+    assert not convergence.same_side(frame.assign(value=0.5).iloc[:0], ["objective"]).passed  # no claim is no agreement
     assert not convergence.same_side(frame.assign(value=frame["passes"].map({4: 0.5, 8: -0.5})), ["objective"]).passed
 
 

@@ -111,7 +111,7 @@ def test_one_level_is_one_model_whatever_beta_and_linear_ones_are_the_optimum():
     """Trained, not assumed: β = .1 and 10 at one level, on Gaussian data; both are where water-filling puts them."""
     cell = {"dataset": "gaussian", "binarize": None, "images": 2000, "levels": [0.05, 0.2, 0.5], "betas": [1.0]}
     how = {"network": "linear", "hidden": [], "latent_dim": 4, "batch": 500, "lr": 0.05, "passes": 60, "draws": 20}
-    rest = {"mode_betas": [1.0], "measured": None, "drawn": 10, "seeds": [0], "store": None, "device": "cpu"}
+    rest = {"mode_betas": [1.0], "measured": None, "drawn": 10, "pictured": 2, "seeds": [0], "store": None, "device": "cpu"}
     found = [row for part in (LEVELS, PAIR) for row in study.train(**cell, **how, **rest, part=part)["rows"]]
     frame = pd.DataFrame(found)
     whole = data.load("gaussian").train[:2000].double()
