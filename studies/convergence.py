@@ -134,21 +134,25 @@ def same_side(frame: pd.DataFrame, by: list[str]) -> Check:
     >>> [same_side(each, ["beta"]).passed for each in (frame, frame.assign(value=frame["value"] - 2))]
     [True, False]
     """
+    if frame.empty:
+        return Check("twice the passes leave every claim on its side of zero", False, "nothing is large enough to be claimed")
     few, many = sorted(frame["passes"].unique())
     claims = {
         key: {passes: Estimate.over_runs(each.loc[each["passes"] == passes, "value"].to_numpy()) for passes in (few, many)}
         for key, each in frame.groupby(["quantity", *by], sort=False)
     }
-    if not claims:
-        return Check("twice the passes leave every claim on its side of zero", False, "nothing is large enough to be claimed")
     far = {  # in standard errors, on the side of the first
-        key: min(math.copysign(1, each[few].value) * one.value / max(one.stderr, 1e-12) for one in each.values())
-        for key, each in claims.items()
+        key: min(math.copysign(1, each[few].value) * _in_errors(one) for one in each.values()) for key, each in claims.items()
     }
     key = min(far, key=lambda key: far[key])
     said = " ".join(map(str, cast(tuple, key)))
     found = f"of {len(claims)} claims the nearest to zero is {said}: {claims[key][few]:+}, then {claims[key][many]:+}"
     return Check(f"{many} passes leave every claim on its side of zero", min(far.values()) >= 2, found)
+
+
+def _in_errors(each: Estimate) -> float:
+    """How many of its standard errors a value is away from 0, with its sign; of one without any error, infinitely many."""
+    return each.value / each.stderr if each.stderr else math.copysign(math.inf, each.value) if each.value else 0.0
 
 
 def allowed(claim: Estimate, largest_error: float) -> float:

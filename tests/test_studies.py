@@ -338,6 +338,15 @@ def test_twice_the_passes_may_move_nothing_by_more_than_is_allowed_and_errors_mu
     assert "far" in one.found  # what fails is named, not what changes most
 
 
+def test_a_claim_without_any_spread_is_on_its_side_and_nothing_is_on_none():
+    rows = [{"objective": "a", "quantity": "gap", "seed": seed, "passes": count} for seed in (0, 1) for count in (4, 8)]
+    frame = pd.DataFrame(rows)
+    assert convergence.same_side(frame.assign(value=0.5), ["objective"]).passed
+    assert not convergence.same_side(frame.assign(value=0.0), ["objective"]).passed
+    assert not convergence.same_side(frame.assign(value=0.5).iloc[:0], ["objective"]).passed  # no claim is no agreement
+    assert not convergence.same_side(frame.assign(value=frame["passes"].map({4: 0.5, 8: -0.5})), ["objective"]).passed
+
+
 def test_second_moments_are_compared_with_one():
     assert convergence.second_moments({"a": 0.01, "b": 0.04}, 0.05).passed
     failed = convergence.second_moments({"a": 0.01, "b": 0.06}, 0.05)
