@@ -107,7 +107,7 @@ def plan(dataset: str, budget: str) -> Plan:
     small = {"seeds": (0, 1), "again": 2, "draws": 1, "noise_batches": 4, "noise_draws": 10}
     if budget == "quick":
         few = {"images": 1000, "measured": 1000, "gap_images": 50, "gap_samples": 300, "gap_steps": 60}
-        return full.changed(**small, **few, passes=max(1, full.passes // 25))
+        return full.changed(**small, **few, passes=max(1, full.passes // 25)).stretched("passes")
     if budget == "smoke":
         few = {"images": 200, "measured": 200, "gap_images": 10, "gap_samples": 10, "gap_steps": 5, "latent_dim": 4}
         nets = {"hidden": (16,), "deep": (16, 16), "betas": (0.01, 1.0), "shares": (0.5, 1.2)}

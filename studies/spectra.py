@@ -163,8 +163,8 @@ def fit(law: str, rate: np.ndarray, value: np.ndarray) -> tuple[float | None, fl
 def exponents(frame: Any) -> dict[str, Estimate]:
     """The exponents over the range of ranks and its two halves.
 
-    Halves of one data set vary about its whole as the whole varies about the population, and they overlap. So the error is their
-    standard deviation, and not that divided by the square root of their number.
+    Halves of one data set vary about its whole as the whole varies about the population, and they overlap. So the error is
+    their standard deviation, and not that divided by the square root of their number.
     """
     names = [name for name in frame["quantity"].unique() if name.startswith("exponent, ")]
     each = {name.removeprefix("exponent, "): frame[frame["quantity"] == name] for name in names}
