@@ -69,7 +69,7 @@ class Plan(Common):
     betas: tuple[float, ...] = (0.7, 1.0, 1.4, 2.0, 3.0, 4.5, 6.5)
     mode_betas: tuple[float, ...] = (1.0, 3.0)
     passes: int = 600
-    again: int = 3
+    again: int = 5
     network: str = "mlp"
     latent_dim: int = 8
     hidden: tuple[int, ...] = (64,)
@@ -80,7 +80,7 @@ class Plan(Common):
     drawn: int = 2000
     pictured: int = 6
     largest_error: float = 0.5
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = tuple(range(8))
 
     def __post_init__(self) -> None:
         super().__post_init__()
