@@ -70,7 +70,7 @@ class Plan(Common):
     passes: int = 60
     small_passes: int = 100
     line_passes: int = 250
-    again: int = 3
+    again: int = 5
     hidden: tuple[int, ...] = (64, 64)
     batch: int = 200
     lr: float = 3e-3

@@ -51,7 +51,7 @@ class Plan(Common):
     levels: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
     sizes: tuple[int, ...] = (600, 1200)
     passes: int = 400
-    again: int = 2
+    again: int = 3
     network: str = "mlp"
     latent_dim: int = 16
     hidden: tuple[int, ...] = (128,)

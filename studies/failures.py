@@ -101,7 +101,7 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset in ("mnist", "glyphs"):
         full = full.changed(images=5000, passes=60, latent_dim=10, hidden=(256,), deep=(256, 256, 256, 256), lr=4e-3, draws=2)
         full = full.changed(shares=(0.15, 0.4, 0.8, 1.2), measured=2000, gap_images=100, largest_error=0.5)
-        full = full.changed(seeds=(0, 1, 2), again=2)
+        full = full.changed(seeds=(0, 1, 2), again=3)
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     small = {"seeds": (0, 1), "again": 2, "draws": 1, "noise_batches": 4, "noise_draws": 10}

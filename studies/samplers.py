@@ -84,7 +84,7 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(
             **{"images": 10_000, "passes": 60, "hidden": (400, 400), "latent_dim": 16, "batch": 128, "lr": 2e-3, "power": 0.0},
             **{"lowest": 0.03, "highest": 25.0, "ladder": (20.0, 10.0, 5.0, 2.5, 1.2, 0.6, 0.3, 0.1, 0.05)},
-            **{"fitted": 10_000, "draws": 2, "drawn": 10_000, "seeds": (0, 1, 2), "again": 2},
+            **{"fitted": 10_000, "draws": 2, "drawn": 10_000, "seeds": (0, 1, 2), "again": 3},
         )
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")

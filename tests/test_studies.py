@@ -362,6 +362,9 @@ def test_second_moments_are_compared_with_one():
         ([1.0, 1.2, 1.1], [-1.0, -1.2, -1.1], False),
         ([-1.0, -1.2, -1.1], [1.0, 1.2, 1.1], False),
         ([1.0, 1.2, 1.1], [0.3, -0.3, 0.1], False),  # two errors from zero no longer
+        ([1.0, 1.2, 1.1], [1.0, 0.2, 0.6], False),  # 2.6 errors, which three seeds do not tell from none
+        ([1.0, 1.2, 1.1], [1.0, 0.4, 0.7], False),  # 4.0, just less than Student's 4.3
+        ([1.0, 1.2, 1.1], [1.0, 0.46, 0.73], True),  # 4.7
         ([0.3, -0.3, 0.1], [1.0, 1.2, 1.1], False),
         ([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], True),  # no spread, and not at zero
         ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0], False),
