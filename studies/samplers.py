@@ -53,7 +53,7 @@ class Plan(Common):
     highest: float = 16.0
     power: float = 0.25
     passes: int = 400
-    again: int = 5
+    again: int = 10
     latent_dim: int = 8
     hidden: tuple[int, ...] = (128, 128)
     batch: int = 64
@@ -67,7 +67,7 @@ class Plan(Common):
     nearest: int = 2000
     resamplings: int = 100
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.ladder) < 2 or list(self.ladder) != sorted(set(self.ladder), reverse=True):
