@@ -11,6 +11,7 @@ longer trainings of a small β are worse. Regrets are differences on the test im
 than .1, as such β-VAEs fit their training images: on others they are worse under their own D + βR than those of β = .1.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ import pandas as pd
 import torch
 from torch import distributions, nn
 
-from nbvae import checks, data, estimators, models, objectives, results, training
+from nbvae import checks, curves, data, estimators, models, objectives, results, training
 from nbvae.models.multi_beta import Condition
 from nbvae.models.vae import normal
 from studies import convergence
@@ -443,6 +444,36 @@ def regrets(frame: Any) -> Any:
     each: Any = results.paired(losses, objective=DEDICATED)[["objective", "beta", "seed", "value"]]
     means = each.groupby(["objective", "seed"], sort=False)["value"].mean().reset_index().assign(beta="mean")
     return pd.concat([means, each.assign(beta=each["beta"].map("{:g}".format))]).assign(quantity="regret")
+
+
+def curve_of(frame: Any, objective: str) -> curves.RDCurve:
+    """Rates and distortions of what is compared, on test images, with its seeds."""
+    mine = frame[frame["objective"] == objective]
+    wide = mine.pivot_table(index=["beta", "seed"], columns="quantity", values="value")
+    points = [
+        curves.RDPoint.mean_of(
+            [curves.RDPoint(beta, each["rate"], each["distortion"], seed=int(seed)) for (_, seed), each in rows.iterrows()]
+        )
+        for beta, rows in wide.groupby("beta")
+    ]
+    return curves.RDCurve(points)
+
+
+def delta_rates(frame: Any) -> Any:
+    """By how much the rate is above that of the β-VAEs with the same seed at equal distortion, as `RDCurve.bd_rate` has it.
+
+    A row for each objective and seed; none for an objective that has no distortions in common with them.
+    """
+    by_seed = {}
+    for name in frame["objective"].unique():
+        runs = [{run.seed: run for run in point.runs} for point in curve_of(frame, name)]
+        by_seed[name] = {seed: curves.RDCurve([each[seed] for each in runs]) for seed in runs[0]}
+    dedicated, found = by_seed.pop(DEDICATED), []
+    for name, each in by_seed.items():
+        with contextlib.suppress(ValueError):
+            deltas = [curve.bd_rate(dedicated[seed]) for seed, curve in each.items()]
+            found += [{"objective": name, "seed": seed, "value": delta} for seed, delta in zip(each, deltas, strict=True)]
+    return pd.DataFrame(found, columns=pd.Index(["objective", "seed", "value"])).assign(quantity="delta rate")
 
 
 # What is claimed: mean regrets, and those of the first kind and the gates at each β.

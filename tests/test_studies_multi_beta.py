@@ -170,6 +170,24 @@ def test_regrets_are_differences_in_pairs_of_seeds_at_each_beta_and_their_mean()
     assert list(study.claims_of(plan.changed(kinds="gates p=0,film p=0"), given)["film p=0"].index) == ["mean"]
 
 
+def test_delta_rates_compare_curves_seed_by_seed_whatever_their_betas():
+    lines = {"β-VAE": 0.0, "same curve, other βs": 0.0, "a nat more, the second seed two": 1.0, "far off": 0.0}
+    rows = []
+    for name, more in lines.items():
+        for beta, rate in ((0.5, 6.0), (1.0, 4.0), (2.0, 1.0)):
+            for seed in (0, 1):
+                own = rate - (beta < 2) * (name.startswith("same") or seed)  # other points of R = 9 − D
+                values = {"rate": own + more * (1 + seed), "distortion": 9 - own + 90 * (name == "far off")}
+                place = {"objective": name, "beta": beta, "seed": seed}
+                rows += [place | {"quantity": quantity, "value": value} for quantity, value in values.items()]
+    found = study.delta_rates(pd.DataFrame(rows))
+    assert found["objective"].unique().tolist() == [name for name in lines if name not in ("β-VAE", "far off")]
+    np.testing.assert_allclose(found["value"], [0.0, 0.0, 1.0, 2.0], atol=1e-12)
+    assert found["seed"].tolist() == [0, 1, 0, 1]
+    curve = study.curve_of(pd.DataFrame(rows), "β-VAE")
+    assert (curve[0.5].rate, curve[0.5].distortion, len(curve[0.5].runs)) == (5.5, 3.5, 2)
+
+
 def test_points_of_a_convex_curve_pass_the_cross_table_and_swapped_ones_do_not():
     """Where D(R) = e^−R, the best rate for β is −log β, and every other is worse under β."""
     betas = (0.1, 0.5, 0.9)
