@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
+from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from nbvae import _files, checks, results
@@ -432,6 +433,30 @@ class RDCurve:
         if not checks.is_finite(rate) or not low <= rate <= high:
             raise ValueError(f"rate must be within the Pareto front's, {low:g} to {high:g} nats; got {checks.short(rate)}")
         return float(np.interp(rate, [point.rate for point in front], [point.distortion for point in front]))
+
+    def bd_rate(self, other: "RDCurve") -> float:
+        """By how many nats the rate is above another curve's at equal distortion, on average over the distortions of both.
+
+        After Bjøntegaard (2001), who averages logarithms of rates, a share: those of collapsed models are zero, so these are
+        nats. Between the points of a Pareto front the rate is a monotone cubic of the distortion (PCHIP), and the average is
+        over the distortions that both fronts have, with equal weights. β plays no part: a curve whose points carry wrong βs is
+        the same curve.
+
+        Raises `ValueError` if a front has one point only, and if the two have no distortions in common.
+
+        >>> line = RDCurve([RDPoint(beta, rate=4 - beta, distortion=2 * beta) for beta in (1.0, 2.0, 3.0)])
+        >>> line.bd_rate(RDCurve([RDPoint(beta, rate=3.5 - beta, distortion=2 * beta) for beta in (1.0, 3.0)]))
+        0.5
+        """
+        if not isinstance(other, RDCurve):
+            raise ValueError(f"a difference of rates is from another RDCurve, got {checks.short(other)}")
+        fronts = [dict(sorted((point.distortion, point.rate) for point in curve.pareto())) for curve in (self, other)]
+        low, high = max(map(min, fronts)), min(map(max, fronts))
+        if not low < high:
+            ends = " and ".join(f"{min(front):g} to {max(front):g}" for front in fronts)
+            raise ValueError(f"the Pareto fronts must have a range of distortions in common; they have {ends} nats")
+        ours, theirs = (PchipInterpolator([*front], [*front.values()]).integrate(low, high) for front in fronts)
+        return float(ours - theirs) / (high - low)
 
     def envelope(self, k: float = 2.0) -> Envelope:
         """Check dD/dR = −β between neighbouring βs within `k` standard errors; `ValueError` for a single point."""

@@ -7,10 +7,12 @@ compared with are those of the Multi-Rate VAE (Bae et al. 2023).
 All have the same architecture, batch size and schedule. Learning rate and number of passes are chosen on the validation images,
 of a β-VAE for its β, of one model by the mean over the βs that it is compared at: further ones are tried while the best is the
 largest or the smallest, up to the passes that a model may have. So the best need not be the longest: where there are few images
-longer trainings of a small β are worse. Regrets are differences on the test images, in pairs of seeds. There is no smaller β
-than .1, as such β-VAEs fit their training images: on others they are worse under their own D + βR than those of β = .1.
+longer trainings of a small β are worse. Regrets are differences on the test images, in pairs of seeds; those on the training
+images are recorded beside them. There is no smaller β than .1, on the digits none than .3, as such β-VAEs fit their training
+images: on others they are worse under their own D + βR than those of the next β.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +23,7 @@ import pandas as pd
 import torch
 from torch import distributions, nn
 
-from nbvae import checks, data, estimators, models, objectives, results, training
+from nbvae import checks, curves, data, estimators, models, objectives, results, training
 from nbvae.models.multi_beta import Condition
 from nbvae.models.vae import normal
 from studies import convergence
@@ -58,7 +60,7 @@ class Plan(Common):
     - `gain`: by how much the largest or the smallest must be better than the others for the search to go on, in nats.
     - `price`, `sweep_price`: what a step of one model costs, in steps of a β-VAE that is trained alone, and of one of four in a
       sweep (benchmarks/speed.py).
-    - `draws`: of z for each image, to measure D; `measured`: how many validation and test images at most, None for all.
+    - `draws`: of z for each image, to measure D; `measured`: how many images of a split at most, None for all.
     - `largest_error`: the most that the standard error of a mean regret may be, in nats, unless it is at most a quarter of it.
     - `keep`: whether a model of the first kind is recorded, as "one_model".
     """
@@ -164,6 +166,8 @@ class Choice(NamedTuple):
 
 def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset, keep=dataset == "digits")
+    if dataset == "digits":
+        full = full.changed(betas=full.betas[1:])
     if dataset in ("mnist", "glyphs"):
         full = full.changed(
             kinds=("film p=0", "film p=0.25", "gates p=0", "free variance p=0", "log β alone p=0"),
@@ -188,7 +192,7 @@ def plan(dataset: str, budget: str) -> Plan:
     if budget == "quick":
         return short.changed(passes=20, images=2000, measured=2000).stretched("passes")
     if budget == "smoke":
-        return short.changed(images=200, measured=500, passes=2, betas=full.betas[1:3], points=(4,), hidden=(16,))
+        return short.changed(images=200, measured=500, passes=2, betas=(0.3, 1.0), points=(4,), hidden=(16,))
     return full
 
 
@@ -327,7 +331,7 @@ def train(
     measured: int | None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Trainings of one conditioning, for each member and seed: validation loss, test loss, rate and distortion at each β.
+    """Trainings of one conditioning, for each member and seed: at each β what validation, test and training images say.
 
     `settings` are those of `trained`.
     """
@@ -335,12 +339,16 @@ def train(
     for each in trained(ds, **settings):
         own = getattr(each.objective, "beta", None)  # of a β-VAE
         place = {name: settings[name] for name in ("conditioning", "passes", "lr")} | {"seed": each.config.seed}
-        place |= {"member": each.objective.power if own is None else own, "n": len(ds.test[:measured])}
+        place["member"] = each.objective.power if own is None else own
         for beta in betas if own is None else [own]:
             model = each.model.at(beta) if own is None else each.model
-            validation, test = (estimators.evaluate(model, x[:measured], beta, draws) for x in (ds.validation, ds.test))
-            found = {"validation": validation.loss(), "loss": test.loss(), "rate": test.rate, "distortion": test.distortion}
-            rows.append(place | {"beta": beta} | found)
+            validation = estimators.evaluate(model, ds.validation[:measured], beta, draws)
+            row = place | {"beta": beta, "validation": validation.loss()}
+            for split, x in (("test", ds.test), ("train", ds.train)):
+                point = estimators.evaluate(model, x[:measured], beta, draws)
+                found = {"loss": point.loss(), "rate": point.rate, "distortion": point.distortion, "n": point.n_examples}
+                row |= {f"{split} {name}": value for name, value in found.items()}
+            rows.append(row)
     return {"rows": rows}
 
 
@@ -431,28 +439,59 @@ def compared(plan: Plan, every: Any, times: int, seeds: tuple[int, ...]) -> Any:
         for choice in choose(plan, every, entrant, times):
             mine = np.logical_and.reduce([every[name] == value for name, value in choice._asdict().items()])
             for each in every[mine & every["seed"].isin(seeds)].to_dict("records"):
-                place = {"objective": entrant.name, "split": "test", "n": each["n"], "stderr": None}
-                place |= {name: each[name] for name in ("beta", "seed", "passes", "lr")}
-                rows += [place | {"quantity": name, "value": each[name]} for name in ("loss", "rate", "distortion")]
+                place = {"objective": entrant.name} | {name: each[name] for name in ("beta", "seed", "passes", "lr")}
+                for split in ("test", "train"):
+                    measured = place | {"split": split, "n": each[f"{split} n"], "stderr": None}
+                    quantities = ("loss", "rate", "distortion")
+                    rows += [measured | {"quantity": name, "value": each[f"{split} {name}"]} for name in quantities]
     return results.frame_of(rows)
 
 
-def regrets(frame: Any) -> Any:
+def regrets(frame: Any, split: str = "test") -> Any:
     """D + βR less that of the β-VAE with the same seed: a row for each β, and one for their mean, whose β is "mean"."""
-    losses = frame[frame["quantity"] == "loss"].drop(columns=["passes", "lr"])
+    losses = frame[(frame["quantity"] == "loss") & (frame["split"] == split)].drop(columns=["passes", "lr"])
     each: Any = results.paired(losses, objective=DEDICATED)[["objective", "beta", "seed", "value"]]
     means = each.groupby(["objective", "seed"], sort=False)["value"].mean().reset_index().assign(beta="mean")
     return pd.concat([means, each.assign(beta=each["beta"].map("{:g}".format))]).assign(quantity="regret")
 
 
-# What is claimed: mean regrets, and those of the first kind and the gates at each β.
+def curve_of(frame: Any, objective: str) -> curves.RDCurve:
+    """Rates and distortions of what is compared, on test images, with its seeds."""
+    mine = frame[(frame["objective"] == objective) & (frame["split"] == "test")]
+    wide = mine.pivot_table(index=["beta", "seed"], columns="quantity", values="value")
+    points = [
+        curves.RDPoint.mean_of(
+            [curves.RDPoint(beta, each["rate"], each["distortion"], seed=int(seed)) for (_, seed), each in rows.iterrows()]
+        )
+        for beta, rows in wide.groupby("beta")
+    ]
+    return curves.RDCurve(points)
+
+
+def delta_rates(frame: Any) -> Any:
+    """By how much the rate is above that of the β-VAEs with the same seed at equal distortion, as `RDCurve.bd_rate` has it.
+
+    A row for each objective and seed; none for an objective that has no distortions in common with them.
+    """
+    by_seed = {}
+    for name in frame["objective"].unique():
+        runs = [{run.seed: run for run in point.runs} for point in curve_of(frame, name)]
+        by_seed[name] = {seed: curves.RDCurve([each[seed] for each in runs]) for seed in runs[0]}
+    dedicated, found = by_seed.pop(DEDICATED), []
+    for name, each in by_seed.items():
+        with contextlib.suppress(ValueError):
+            deltas = [curve.bd_rate(dedicated[seed]) for seed, curve in each.items()]
+            found += [{"objective": name, "seed": seed, "value": delta} for seed, delta in zip(each, deltas, strict=True)]
+    return pd.DataFrame(found, columns=pd.Index(["objective", "seed", "value"])).assign(quantity="delta rate")
+
+
+# What is claimed: mean regrets, and those of the first kind at each β.
 
 
 def claims_of(plan: Plan, frame: Any) -> Any:
     """The estimate of each claim, by objective and β."""
     found: Any = results.over_seeds(regrets(frame), by=["objective", "beta"])
-    of_each = [name for name in plan.kinds if name == plan.kinds[0] or Kind.of(name).conditioning == "gates"]
-    return found[[beta == "mean" or objective in of_each for objective, beta in found.index]]
+    return found[[beta == "mean" or objective == plan.kinds[0] for objective, beta in found.index]]
 
 
 def _doubled(plan: Plan, claims: Any, few: Any, many: Any) -> convergence.Check:
@@ -467,7 +506,8 @@ def _doubled(plan: Plan, claims: Any, few: Any, many: Any) -> convergence.Check:
 
 def _crossed(plan: Plan, frame: Any, objective: str, whose: str) -> convergence.Check:
     """Trainings or views of several β, each under D + βR of every other, on the test images."""
-    mine = frame[frame["objective"] == objective].pivot_table(index=["beta", "seed"], columns="quantity", values="value")
+    mine = frame[(frame["objective"] == objective) & (frame["split"] == "test")]
+    mine = mine.pivot_table(index=["beta", "seed"], columns="quantity", values="value")
     losses = [
         {
             "objective": f"β = {beta:g}",

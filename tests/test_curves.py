@@ -323,6 +323,49 @@ def test_interpolation_is_exact_on_lines_and_above_a_convex_curve():
             line.interpolate(outside)
 
 
+def points(rates, rate_of=None, shift=0.0):
+    """A curve D = rate_of(R), its rates then raised by a shift."""
+    rate_of = rate_of or (lambda rate: 10 * math.exp(-rate / 3))
+    return RDCurve([RDPoint(i + 1.0, rate + shift, rate_of(rate)) for i, rate in enumerate(rates)])
+
+
+def test_the_delta_rate_is_the_shift_of_a_curve_and_knows_no_beta():
+    curve = points([8.0, 5.0, 2.0, 0.5, 0.0])
+    assert curve.bd_rate(curve) == 0.0
+    for shift in (0.7, -0.2):
+        moved = points([8.0, 5.0, 2.0, 0.5, 0.0], shift=shift)
+        assert moved.bd_rate(curve) == pytest.approx(shift, rel=1e-12)
+        assert curve.bd_rate(moved) == pytest.approx(-shift, rel=1e-12)
+    named = RDCurve([RDPoint(beta, point.rate, point.distortion) for beta, point in zip((3, 1, 9, 2, 5), curve, strict=True)])
+    assert named.bd_rate(moved) == pytest.approx(0.2, rel=1e-12)
+
+
+def test_the_delta_rate_of_lines_is_the_mean_over_the_distortions_of_both():
+    # R = 8 − D over 1 to 7, less R = 5 − D/2 over 2 to 9: the mean of 3 − D/2 over 2 to 7.
+    ours = points([7.0, 4.0, 1.0], lambda rate: 8 - rate)
+    theirs = points([4.0, 2.0, 0.5], lambda rate: 10 - 2 * rate)
+    assert ours.bd_rate(theirs) == pytest.approx(3 - (7**2 - 2**2) / 4 / 5, rel=1e-12)
+    # Points that others beat, and points that are there twice, change nothing.
+    more = RDCurve([*ours, RDPoint(7.0, 4.0, 4.0), RDPoint(8.0, 5.0, 6.0), RDPoint(9.0, 1.0, 7.0)])
+    assert more.bd_rate(theirs) == pytest.approx(ours.bd_rate(theirs), rel=1e-12)
+
+
+def test_other_points_of_one_curve_have_a_small_delta_rate():
+    for count, most in ((5, 0.1), (9, 0.01)):
+        one, two = points(np.linspace(0, 9, count)), points(np.linspace(0, 9, count + 1) ** 1.1)
+        assert abs(one.bd_rate(two)) < most
+
+
+def test_curves_without_a_common_range_of_distortions_have_no_delta_rate():
+    near, far = points([2.0, 1.0], lambda rate: 5 - rate), points([2.0, 1.0], lambda rate: 9 - rate)
+    touching, point = points([2.0, 1.0], lambda rate: 6 - rate), points([1.5], lambda rate: 5 - rate)
+    for other, ends in ((far, "3 to 4 and 7 to 8"), (touching, "3 to 4 and 4 to 5"), (point, "3 to 4 and 3.5 to 3.5")):
+        with refused(f"the Pareto fronts must have a range of distortions in common; they have {ends} nats"):
+            near.bd_rate(other)
+    with refused("a difference of rates is from another RDCurve, got 3"):
+        near.bd_rate(3)
+
+
 def test_the_envelope_holds_for_true_optima_to_the_last_bit_of_slack():
     """β₁ <= (D₂ − D₁)/(R₁ − R₂) <= β₂, and slopes that meet β as the βs draw together."""
     curve = RDCurve([gaussian_optimum(beta) for beta in np.geomspace(0.05, 9.9, 60)])

@@ -144,10 +144,11 @@ def test_the_plan_refuses_in_one_line(values, said):
 
 
 def frame(losses: dict[str, dict[tuple[float, int], float]]) -> pd.DataFrame:
-    """What is compared: the loss of each objective at each β with each seed."""
+    """What is compared: the loss of each objective at each β with each seed; on training images twice that of test images."""
     return pd.DataFrame(
-        {"objective": name, "beta": beta, "seed": seed, "split": "test", "passes": len(name), "lr": 1.0}
-        | {"quantity": "loss", "value": value, "stderr": math.nan, "n": 5}
+        {"objective": name, "beta": beta, "seed": seed, "split": split, "passes": len(name), "lr": 1.0}
+        | {"quantity": "loss", "value": times * value, "stderr": math.nan, "n": 5}
+        for split, times in (("test", 1), ("train", 2))
         for name, each in losses.items()
         for (beta, seed), value in each.items()
     )
@@ -164,10 +165,32 @@ def test_regrets_are_differences_in_pairs_of_seeds_at_each_beta_and_their_mean()
         "0.5": pytest.approx((1.0, 0.0)),
         "2": pytest.approx((3.0, 1.0)),
     }
-    assert all((claim.value, claim.stderr) == (0.0, 0.0) for claim in claims["gates p=0"])
+    assert {at: (claim.value, claim.stderr) for at, claim in claims["gates p=0"].items()} == {"mean": (0.0, 0.0)}
+    on_training = study.regrets(given, "train").set_index(["objective", "beta", "seed"])["value"]
+    pd.testing.assert_series_equal(on_training, 2 * study.regrets(given).set_index(["objective", "beta", "seed"])["value"])
     assert "film p=0 +2.0 ± 0.5 (at most +3.0 ± 1.0, at β = 2); gates p=0 +0 ± 0" in study._said(plan, claims)
-    # Of other kinds the mean alone is claimed.
+    # Of the first kind each β is claimed, of others the mean alone.
     assert list(study.claims_of(plan.changed(kinds="gates p=0,film p=0"), given)["film p=0"].index) == ["mean"]
+
+
+def test_delta_rates_compare_curves_seed_by_seed_whatever_their_betas():
+    lines = {"β-VAE": 0.0, "same curve, other βs": 0.0, "a nat more, the second seed two": 1.0, "far off": 0.0}
+    rows = []
+    for name, more in lines.items():
+        for beta, rate in ((0.5, 6.0), (1.0, 4.0), (2.0, 1.0)):
+            for seed in (0, 1):
+                own = rate - (beta < 2) * (name.startswith("same") or seed)  # other points of R = 9 − D
+                values = {"rate": own + more * (1 + seed), "distortion": 9 - own + 90 * (name == "far off")}
+                place = {"objective": name, "beta": beta, "seed": seed, "split": "test"}
+                rows += [place | {"quantity": quantity, "value": value} for quantity, value in values.items()]
+    found = study.delta_rates(pd.DataFrame(rows))
+    rows += [row | {"split": "train", "value": 7.0} for row in rows]  # are not looked at
+    assert study.delta_rates(pd.DataFrame(rows)).equals(found)
+    assert found["objective"].unique().tolist() == [name for name in lines if name not in ("β-VAE", "far off")]
+    np.testing.assert_allclose(found["value"], [0.0, 0.0, 1.0, 2.0], atol=1e-12)
+    assert found["seed"].tolist() == [0, 1, 0, 1]
+    curve = study.curve_of(pd.DataFrame(rows), "β-VAE")
+    assert (curve[0.5].rate, curve[0.5].distortion, len(curve[0.5].runs)) == (5.5, 3.5, 2)
 
 
 def test_points_of_a_convex_curve_pass_the_cross_table_and_swapped_ones_do_not():
@@ -176,7 +199,7 @@ def test_points_of_a_convex_curve_pass_the_cross_table_and_swapped_ones_do_not()
 
     def passed(rates: tuple[float, ...]) -> bool:
         points = [
-            {"objective": "β-VAE", "beta": beta, "seed": seed, "quantity": name, "value": value}
+            {"objective": "β-VAE", "beta": beta, "seed": seed, "split": "test", "quantity": name, "value": value}
             for beta, rate in zip(betas, rates, strict=True)
             for seed in (0, 1)
             for name, value in (("rate", rate), ("distortion", math.exp(-rate)))
@@ -233,12 +256,13 @@ def test_what_is_kept_is_the_model_that_was_measured():
     frame: Any = found.frame
     plan, [key] = found.plan, list(found.runs)
     own = frame[(frame["objective"] == plan["kinds"][0]) & (frame["quantity"] == "loss")]
-    losses = own.set_index(["beta", "seed"])["value"]
-    test = data.load("digits").test[: plan["measured"]]
+    losses = own.set_index(["split", "beta", "seed"])["value"]
+    images = study.plan("digits", "smoke").data()
     for beta in plan["betas"]:
-        again = estimators.evaluate(found.model(key).at(beta), test, beta, plan["draws"]).loss()
-        assert again == pytest.approx(losses[beta, 0], abs=1e-3)
-        assert again != pytest.approx(losses[beta, 1], abs=1e-3)
+        for split, x in (("test", images.test), ("train", images.train)):
+            again = estimators.evaluate(found.model(key).at(beta), x[: plan["measured"]], beta, plan["draws"]).loss()
+            assert again == pytest.approx(losses[split, beta, 0], abs=1e-3)
+            assert again != pytest.approx(losses[split, beta, 1], abs=1e-3)
     assert found.runs[key].config.epochs == own["passes"].iloc[0]
     loss, rate, distortion = (frame[frame["quantity"] == each]["value"].to_numpy() for each in ("loss", "rate", "distortion"))
     beta = frame[frame["quantity"] == "loss"]["beta"].to_numpy()
