@@ -68,6 +68,7 @@ class Plan(Common):
     resamplings: int = 100
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.ladder) < 2 or list(self.ladder) != sorted(set(self.ladder), reverse=True):
