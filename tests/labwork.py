@@ -57,9 +57,20 @@ def stops_once(n: int, log: str, store: str | None, device: str) -> dict[str, An
 
 def sleeps(n: int, log: str, store: str | None, device: str) -> dict[str, Any]:
     """Says in the file `log` that it runs, and then takes for ever."""
-    Path(log).touch()
+    with open(log, "a") as file:
+        file.write(f"{n}\n")
     time.sleep(1000)
     return {}
+
+
+def sleeps_as_a_training(n: int, log: str, store: str | None, device: str) -> dict[str, Any]:
+    """`sleeps`, but a signal ends the call alone, as it does a training with a store."""
+
+    def stop(*_: Any) -> None:
+        raise training.Interrupted("stopped after 3 of 9 epochs")
+
+    signal.signal(signal.SIGTERM, stop)
+    return sleeps(n, log, store, device)
 
 
 def fails(n: int, log: str, store: str | None, device: str) -> dict[str, Any]:

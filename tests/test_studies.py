@@ -210,7 +210,8 @@ def test_lost_and_failed_calls_are_made_again_and_finished_ones_are_not(tmp_path
         assert sorted(calls(tmp_path)) == [0, 1, 2, 3]
 
 
-def test_a_study_that_is_told_to_stop_does_not_wait_for_its_calls(tmp_path):
+@pytest.mark.parametrize("function", ["sleeps", "sleeps_as_a_training"])
+def test_a_study_that_is_told_to_stop_does_not_wait_for_its_calls(tmp_path, function):
     log = tmp_path / "log"
     code = f"""
 import signal, labwork
@@ -218,7 +219,8 @@ from studies import lab
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        lab.Lab({str(tmp_path / "lab")!r}, lab.processes(1)).map(labwork.sleeps, [{{"n": 1, "log": {str(log)!r}}}], "sleep")
+        cells = [{{"n": n, "log": {str(log)!r}}} for n in range(4)]
+        lab.Lab({str(tmp_path / "lab")!r}, lab.processes(1)).map(labwork.{function}, cells, "sleep")
     except KeyboardInterrupt:
         print("stopped")
 """
@@ -227,10 +229,11 @@ if __name__ == "__main__":
     process = subprocess.Popen(
         [sys.executable, "run.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
     )
-    while not log.exists() and process.poll() is None:
+    while not (log.exists() and log.read_text()) and process.poll() is None:
         time.sleep(0.1)
     process.terminate()
     assert process.communicate(timeout=100)[0] == "stopped\n"
+    assert log.read_text() == "0\n"  # those that were handed out already were not begun
 
 
 def test_a_call_that_always_fails_is_named_in_one_line_and_loses_nothing(tmp_path):
