@@ -415,8 +415,7 @@ class Gain(models.MultiBetaVAE):
 
     def _build(self, network: str, hidden: tuple[int, ...], **own: nn.Module) -> None:
         super()._build(network, hidden, **own)
-        self.features: Any = cast(Any, self.response).features
-        self.inverse = nn.Linear(self.features.size, self.latent_dim)
+        self.inverse = nn.Linear(cast(Any, self.response).features.size, self.latent_dim)
         nn.init.zeros_(self.inverse.weight)
         nn.init.ones_(self.inverse.bias)
 
@@ -426,7 +425,11 @@ class Gain(models.MultiBetaVAE):
         return Condition(log_beta, [*same[: len(encoder) - 2], *encoder[-2:]], same[len(encoder) :])
 
     def outputs(self, z: torch.Tensor, condition: Condition) -> torch.Tensor:
-        return super().outputs(z * self.inverse(self.features(condition.log_beta)), condition)
+        return super().outputs(z * self.scale(condition.log_beta), condition)
+
+    def scale(self, log_beta: torch.Tensor) -> torch.Tensor:
+        """What the decoder's input is multiplied by."""
+        return self.inverse(cast(Any, self.response).features(log_beta))
 
 
 def straight(beta_range: tuple[float, float]) -> nn.Linear:

@@ -273,8 +273,20 @@ def test_gains_scale_and_shift_each_latent_and_nothing_else():
         torch.testing.assert_close(slope, slope[:1].expand_as(slope), rtol=1e-3, atol=1e-4)  # one line for each latent
         assert (slope[0] - 1).abs().min() > 1e-2
         first, second = (model.condition(model.log_beta(beta)) for beta in (0.1, 10.0))
-        ratio = model.inverse(model.features(first.log_beta)) / model.inverse(model.features(second.log_beta))
+        ratio = model.scale(first.log_beta) / model.scale(second.log_beta)
         torch.testing.assert_close(model.outputs(z, first), model.outputs(z * ratio, second))
+
+
+@pytest.mark.parametrize("conditioning", study.CONDITIONINGS)
+def test_every_conditioning_is_trained_in_a_sweep_with_a_store_as_alone(conditioning, tmp_path):
+    x = torch.bernoulli(torch.full((40, 4), 0.5))
+    ds = data.Dataset("coins", x, x, x)
+    settings = (ds, "mlp", [5], 3, 10, 0.01, 100.0, conditioning, [0.0])
+    both = study.trained(*settings, 2, 1e-2, [0, 1], str(tmp_path), "cpu")
+    for run in both:
+        [alone] = study.trained(*settings, 2, 1e-2, [run.config.seed], None, "cpu")
+        for name, value in alone.model.state_dict().items():
+            torch.testing.assert_close(run.model.state_dict()[name], value)
 
 
 def test_log_beta_alone_modulates_linearly_from_the_start_of_film():
