@@ -118,6 +118,23 @@ def tied():
     return model
 
 
+class Standing(nn.Module):
+    """A part with a buffer, which stands under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.full((16,), 0.7), persistent=False)
+
+    def forward(self, x):
+        return self.scale * x
+
+
+def standing_twice():
+    model, layer, part = vae(), nn.Linear(16, 16).double(), Standing()
+    model.encoder = nn.Sequential(layer, nn.ReLU(), part, layer, part, model.encoder)
+    return model
+
+
 def convolutions():
     return models.VAE((1, 4, 4), 3, encoder=Convolutions().double(), hidden=(6,)).double()
 
@@ -158,6 +175,7 @@ STACK = {
     "pruned": pruned,
     "frozen": frozen,
     "tied": tied,
+    "standing twice": standing_twice,
     "one's own": OfOnesOwn,
     "convolutions": convolutions,
     "batch_norm": batch_norm,

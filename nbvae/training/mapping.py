@@ -25,6 +25,7 @@ class Mapped:
         self.held = [_Held(member, companion) for member, companion in zip(members, beside, strict=True)]
         self.each, self.objective, self.streams, self.modules = each, each[0], streams, [self.held[0]]
         self.used = copied(each[0])  # what it keeps while it is called does not reach the objectives
+        self.places = _places(self.held[0])
         tensors = [tensors_of(held) for held in self.held]
         weights = dict(self.held[0].named_parameters())
         # Matrices are stored transposed: see `StackedLinear`.
@@ -52,13 +53,18 @@ class Mapped:
         def one(values: dict[str, Tensor], numbers: dict[str, Tensor], index: Tensor, x: Tensor) -> Any:
             own = with_numbers(objective, numbers)
             before = dict(getattr(own, "__dict__", {}))
-            found = functional_call(self.held[0], values, (function, _OwnStream(streams, index), own, x))
+            found = self._called(self.held[0], values, (function, _OwnStream(streams, index), own, x))
             if any(before.get(name, before) is not value for name, value in getattr(own, "__dict__", {}).items()):
                 raise RuntimeError(STATE)
             return found
 
         place = None if streams.of_model is None else 0
         return vmap(one, in_dims=(0, 0, 0, place), randomness="same")(values, numbers, self.index, x)
+
+    def _called(self, held: "_Held", values: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:
+        # torch's own way with tied weights gives a part that stands under two names a tensor of the map back.
+        everywhere = {place: values[name] for place, name in self.places.items()}
+        return functional_call(held, everywhere, arguments, tie_weights=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that a step may change, but for those of the optimisers."""
@@ -135,7 +141,7 @@ class Mapped:
         values = {name: _in_dtype(value, dtype) for name, value in tensors_of(held).items()}
 
         def call(step: int) -> Any:
-            return functional_call(held, values, (functools.partial(function, step=step), None, objective, own))
+            return self._called(held, values, (functools.partial(function, step=step), None, objective, own))
 
         with seeded(seed, x.device):
             return _two_steps(call, values, values, 0)
@@ -151,6 +157,17 @@ class Mapped:
             return self._map(functools.partial(function, step=step), as_used, in_dtype, x.to(dtype), streams, objective)
 
         return _two_steps(call, values, as_used, 1)
+
+
+def _places(module: nn.Module) -> dict[str, str]:
+    """Every place of a module's parts where a tensor stands, each part once, and the tensor's name in `tensors_of`."""
+    names = {id(tensor): name for name, tensor in tensors_of(module).items()}
+    return {
+        f"{prefix}.{key}": names[id(tensor)]
+        for prefix, part in module.named_modules()
+        for key, tensor in [*part._parameters.items(), *part._buffers.items()]
+        if tensor is not None
+    }
 
 
 class _Held(nn.Module):
