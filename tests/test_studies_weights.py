@@ -85,6 +85,21 @@ def test_what_an_estimate_costs_is_the_loss_under_the_exact_objective_beyond_the
     assert set(found["quantity"]) == {"cost"}
 
 
+@pytest.mark.parametrize(("later", "passed"), [(23.6, True), (23.0, False)])
+def test_what_is_claimed_at_equal_information_must_not_move_after_twice_the_passes(later, passed):
+    """What moves is the line beside the model, by less than matters to what β does. And a model without a line is no claim."""
+
+    def after(middle: float, passes: int) -> pd.DataFrame:
+        own = {"loss under 6 on correlation": 1.0}
+        line = {"VAE": terms(5.0, total_correlation=30.0), "β = 2": terms(3.0, total_correlation=2 * middle - 30.0)}
+        others = {"6 on correlation": terms(4.0, total_correlation=27.5) | own, "2 on information": terms(6.0, distortion=2.0)}
+        return frame_of(line | others).assign(passes=passes, split="train", stderr=np.nan, n=10)
+
+    check = study._doubled(Plan(seeds=(0, 1), again=2, passes=4), pd.concat([after(24.0, 4), after(later, 8)]))
+    assert check.passed == passed, check.found
+    assert passed or "at equal information, total_correlation 6 on correlation: +1" in check.found
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
