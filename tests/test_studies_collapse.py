@@ -123,6 +123,39 @@ def test_crossings_are_read_off_over_the_logarithm_of_beta():
     assert study._falls(pd.Series([3.0, 2.0], index=[1.0, 5.0]), 1.0) == pytest.approx(5.0)
 
 
+def test_where_codes_end_is_told_as_between_two_places_of_the_grid():
+    levels, found = [0.5, 1.0, 2.0, 4.0], []
+    cold = {0: (1, 0.01, 1, 0.0), 1: (1, 1, 0.0, 0.0)}  # one seed finds a code again after it found none
+    kept = {0: (2, 2, 1, 0.0), 1: (1, 1, 1, 0.04)}  # the mark is a twentieth of the first: .1 and .05
+    gain = {0: (1, 1, -1, 0.0), 1: (1, -1, -1, 1.0)}  # a gain without a code is none
+    for seed in (0, 1):
+        for i, level in enumerate(levels):
+            found += rows("x", COLD, level, level, seed, rate=cold[seed][i], gain=0.0)
+            found += rows("x", CONTINUED, level, level, seed, rate=kept[seed][i], gain=gain[seed][i])
+    table = study.endings(pd.DataFrame(found)).set_index("quantity")
+    assert table.loc[COLD, ["every", "none"]].tolist() == [0.5, 4.0]
+    assert table.loc[CONTINUED, ["every", "none"]].tolist() == [2.0, 4.0]
+    assert table.loc["better", ["every", "none"]].tolist() == [0.5, 2.0]
+    never = study.endings(
+        pd.DataFrame(found).query("level < 3").assign(value=lambda each: each["value"].where(each["quantity"] != "gain", -1))
+    )
+    assert never.set_index("quantity").loc[[CONTINUED, "better"], ["every", "none"]].to_numpy().tolist() == [
+        [2.0, math.inf],
+        [0.0, 0.5],
+    ]
+
+
+def test_linear_models_that_leave_nothing_over_count_their_latents():
+    """MSE = a s + T_a: the count is a, and more by T_a/s where something is left over; minus the slope is n over it."""
+    found = study.counts(plane([0.01, 0.1, 0.3, 0.8])).groupby("quantity")["value"].agg(["mean", "nunique"])
+    assert found.loc["MSE/s, fine", "mean"] == pytest.approx(2.0)
+    assert found.loc["MSE/s, coarse", "mean"] == pytest.approx(1 + 0.4 / 0.8)
+    levels = np.array([0.5, 0.5001])
+    rate, mse = analytic.LinearGaussian([1.6, 0.4], 2).at_water_level(levels)
+    slope = np.diff(analytic.calibrated_distortion(mse, 2)) / np.diff(rate)
+    assert slope[0] == pytest.approx(-2 / (mse[0] / levels[0]), rel=1e-3)
+
+
 def test_sources_are_what_they_are_called():
     for name, (n, r, _) in study.LINES.items():
         ds = study.examples(name, 500)
