@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
                 run(name, plan, lab_of(), options)
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         stop(f"studies: {checks.line(error)}")
+    except BrokenPipeError:  # who reads has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         stop(f"studies: stopped; the same command goes on from what is in {options.store}", 130)
 
@@ -108,6 +110,7 @@ def table() -> None:
             print(
                 f"  {dataset:14s} {known.date}  {known.seconds / 60:6.1f} min of compute  {len(known.checks)} checks: {state}"
             )
+    sys.stdout.flush()
 
 
 def cost(name: str) -> float:

@@ -24,7 +24,7 @@ from torch import distributions, nn
 from nbvae import checks, data, estimators, models, objectives, results, training
 from nbvae.models.multi_beta import Condition
 from nbvae.models.vae import normal
-from studies import convergence, provenance
+from studies import convergence
 from studies.lab import Lab, sweep
 from studies.objectives import likelihood
 from studies.plan import Plan as Common
@@ -186,7 +186,7 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(binarize="threshold")
     short = full.changed(kinds=(full.kinds[0], "gates p=0"), lrs=full.lrs[1:2], draws=1, seeds=(0, 1), again=2, search=1)
     if budget == "quick":
-        return short.changed(passes=20, images=2000, measured=2000)
+        return short.changed(passes=20, images=2000, measured=2000).stretched("passes")
     if budget == "smoke":
         return short.changed(images=200, measured=500, passes=2, betas=full.betas[1:3], points=(4,), hidden=(16,))
     return full
@@ -197,11 +197,11 @@ def run(plan: Plan, lab: Lab) -> Record:
     frame = compared(plan, every, 1, plan.seeds)
     again = [compared(plan, every, times, plan.seeds[: plan.again]) for times in (1, 2)]
     claims = claims_of(plan, frame)
-    return Record(
-        study="multi_beta",
-        plan=plan.settings,
-        hash=plan.hash,
-        frame=results.frame_of(frame.to_dict("records"), study="multi_beta", dataset=plan.dataset),
+    return Record.of(
+        __name__,
+        plan,
+        lab,
+        frame.to_dict("records"),
         checks=[
             _crossed(plan, frame, DEDICATED, "the β-VAEs"),
             _crossed(plan, frame, plan.kinds[0], "one model's views"),
@@ -209,9 +209,6 @@ def run(plan: Plan, lab: Lab) -> Record:
             _doubled(plan, claims, *again),
         ],
         said=_said(plan, claims),
-        data=plan.data().sha256,
-        code=provenance.code(__name__),
-        notes=lab.notes,
         runs={"one_model": _kept(plan, lab, every)} if plan.keep else {},
     )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nbvae import checks, data, estimators, models, objectives, results, training
-from studies import convergence, provenance
+from studies import convergence
 from studies.lab import Lab, sweep
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -72,7 +72,8 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if budget == "quick":
-        return full.changed(images=1000, passes=max(1, full.passes // 40), seeds=(0, 1), again=2, draws=1)
+        short = full.changed(images=1000, passes=max(1, full.passes // 40), seeds=(0, 1), again=2, draws=1)
+        return short.stretched("passes")
     if budget == "smoke":
         few = ("VAE", "β-VAE, β = 2", "weight 6 on TC")
         return full.changed(rows=few, images=200, passes=1, seeds=(0, 1), again=2, draws=1, hidden=(16,))
@@ -116,16 +117,13 @@ def run(plan: Plan, lab: Lab) -> Record:
     losses = frame[is_loss].assign(under=frame["quantity"].str.removeprefix("loss under "))
     table, crossed = convergence.cross_table(losses, plan.largest_error)
     by_passes = {passes: frames[which] for which, (passes, _) in every.items()}
-    return Record(
-        study="objectives",
-        plan=plan.settings,
-        hash=plan.hash,
-        frame=results.frame_of(frame.to_dict("records"), study="objectives", dataset=plan.dataset),
+    return Record.of(
+        __name__,
+        plan,
+        lab,
+        frame.to_dict("records"),
         checks=[crossed, _doubled(plan, by_passes)],
         said=_said(table),
-        data=plan.data().sha256,
-        code=provenance.code(__name__),
-        notes=lab.notes,
     )
 
 
@@ -151,7 +149,7 @@ def train(
         name: objectives.NAMED[kind](**settings) for name, (kind, settings) in every_row(latent_dim).items() if name in rows
     }
     make = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
-    config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
+    config = schedule(ds, passes, batch, lr, device)
     runs = sweep(lambda: models.VAE(**make), ds, objectives=[kinds[objective]], seeds=seeds, config=config, store=store)
     return {"rows": [row | {"objective": objective} for each in runs for row in measured(each, ds.train, kinds, batch, draws)]}
 
@@ -171,6 +169,11 @@ def likelihood(ds: data.Dataset) -> dict[str, Any]:
     return {} if ds.is_binary else {"likelihood": "gaussian", "sigma": 0.1 * ds.train.std().item()}
 
 
+def schedule(ds: data.Dataset, passes: int, batch: int, lr: float, device: str) -> training.TrainConfig:
+    """The training of these data: one cycle, at a third of the learning rate where the likelihood is a narrow density."""
+    return training.TrainConfig(passes, batch, lr if ds.is_binary else lr / 3, "one_cycle", device=device)
+
+
 @torch.no_grad()
 def loss(model: Any, objective: Any, x: Tensor, batch: int, draws: int) -> float:
     """The mean of an objective over batches as in training, in evaluation mode, nats; the same draws for every model."""
@@ -186,15 +189,11 @@ def loss(model: Any, objective: Any, x: Tensor, batch: int, draws: int) -> float
 
 def _doubled(plan: Plan, frames: dict[int, Any]) -> convergence.Check:
     """Twice the passes against what is claimed: the changes to a term that are at least four times the largest error."""
-    few, *_ = frames
-    mean = _effects(frames[few]).groupby(["objective", "quantity"])["value"].mean().abs()
-    claims: Any = (mean[mean >= 4 * plan.largest_error] / 4).rename("allowed").reset_index()
-    both: Any = pd.concat([_effects(frame).assign(passes=passes) for passes, frame in frames.items()])
-    again = both[both["seed"].isin(plan.seeds[: plan.again])]
-    return convergence.twice(again.merge(claims, on=["objective", "quantity"]), ["objective"])
+    both: Any = pd.concat([effects(frame).assign(passes=passes) for passes, frame in frames.items()])
+    return convergence.twice_as_long(both, plan.passes, plan.seeds[: plan.again], 4 * plan.largest_error)
 
 
-def _effects(frame: Any) -> Any:
+def effects(frame: Any) -> Any:
     """What each objective changes in each term against the VAE of the same seed."""
     terms = frame[frame["quantity"].isin(TERMS)]
     return results.paired(terms, objective="VAE")

@@ -75,7 +75,10 @@ def _needed(module: str, function: str) -> dict[str, str]:
             todo.add(node)
             continue
         found[f"{place}.{name}"] = _meaning(node)
-        todo |= {(place, each.id) for each in ast.walk(node) if isinstance(each, ast.Name)}
+        # An argument or a variable of a definition hides what the module has of that name.
+        own = {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)} if isinstance(node, ast.FunctionDef) else set()
+        read = {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load)}
+        todo |= {(place, each) for each in read - own}
     return dict(sorted(found.items()))
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nbvae import checks, training
+from nbvae import checks, results, training
+from studies import provenance
 from studies.convergence import Check
 
 RECORDED = Path(__file__).resolve().parents[1] / "book" / "recorded"
@@ -57,10 +58,44 @@ class Record:
     runs: Mapping[str, training.Run] = field(default_factory=dict)
     live: bool = True
 
+    @classmethod
+    def of(
+        cls,
+        module: str,
+        plan: Any,
+        lab: Any,
+        rows: Sequence[dict[str, Any]],
+        checks: Sequence[Check],
+        said: str,
+        arrays: Mapping[str, Any] | None = None,
+        runs: Mapping[str, training.Run] | None = None,
+    ) -> "Record":
+        """What a study's module has found with a plan, in a lab: `rows` of its frame, its checks, and what it says."""
+        name = module.rpartition(".")[2]
+        return cls(
+            study=name,
+            plan=plan.settings,
+            hash=plan.hash,
+            frame=results.frame_of(rows, study=name, dataset=plan.dataset),
+            checks=checks,
+            said=said,
+            data=plan.data().sha256,
+            code=provenance.code(module),
+            notes=lab.notes,
+            arrays=arrays or {},
+            runs=runs or {},
+        )
+
     @property
     def passed(self) -> bool:
         """Whether every convergence check passed."""
         return all(check.passed for check in self.checks)
+
+    @property
+    def convergence(self) -> pd.DataFrame:
+        """The convergence checks as a table for a page: what was checked, the outcome and what was found."""
+        rows = [(check.name, "passed" if check.passed else "failed", check.found) for check in self.checks]
+        return pd.DataFrame(rows, columns=pd.Index(["check", "outcome", "found"]))
 
     @property
     def seconds(self) -> float:

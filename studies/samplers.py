@@ -15,9 +15,9 @@ import torch
 
 from nbvae import checks, estimators, metrics, models, objectives, results, samplers, training
 from nbvae.results import Estimate
-from studies import convergence, provenance
+from studies import convergence
 from studies.lab import Lab, sweep
-from studies.objectives import likelihood
+from studies.objectives import likelihood, schedule
 from studies.plan import Plan as Common
 from studies.plan import load
 from studies.record import Record
@@ -52,7 +52,7 @@ class Plan(Common):
     lowest: float = 0.03
     highest: float = 16.0
     power: float = 0.25
-    passes: int = 120
+    passes: int = 400
     again: int = 3
     latent_dim: int = 8
     hidden: tuple[int, ...] = (128, 128)
@@ -89,9 +89,8 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if budget == "quick":
-        return full.changed(
-            images=2000, passes=max(1, full.passes // 8), seeds=(0, 1), again=2, drawn=1200, draws=1, fitted=1200
-        )
+        few = {"images": 2000, "seeds": (0, 1), "again": 2, "drawn": 1200, "draws": 1, "fitted": 1200}
+        return full.changed(passes=min(16, full.passes // 8), **few).stretched("passes")
     if budget == "smoke":
         small = {"hidden": (16,), "images": 300, "fitted": 300, "draws": 1, "components": 2, "latent_dim": 4}
         return full.changed(**small, ladder=(1.0, 0.1), passes=1, seeds=(0, 1), again=2, drawn=200, resamplings=10)
@@ -108,16 +107,13 @@ def run(plan: Plan, lab: Lab) -> Record:
         [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
     )
     whole: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
-    return Record(
-        study="samplers",
-        plan=plan.settings,
-        hash=plan.hash,
-        frame=results.frame_of(whole.to_dict("records"), study="samplers", dataset=plan.dataset),
+    return Record.of(
+        __name__,
+        plan,
+        lab,
+        whole.to_dict("records"),
         checks=[_doubled(plan, frame)],
         said=_said(plan, whole),
-        data=plan.data().sha256,
-        code=provenance.code(__name__),
-        notes=lab.notes,
     )
 
 
@@ -151,7 +147,7 @@ def draw(
     extract = metrics.classifier(whole)
     beta = ladder[-1]
     make: Any = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
-    config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
+    config = schedule(ds, passes, batch, lr, device)
     runs: Any = [
         sweep(partial(kind, **make, **more), ds, objectives=[objective], seeds=[seed], config=config, store=store)
         for kind, more, objective in (

@@ -24,9 +24,9 @@ from torch import Tensor, distributions, nn
 
 from nbvae import checks, estimators, metrics, models, objectives, posterior, results, samplers, training
 from nbvae.results import Estimate
-from studies import convergence, provenance
+from studies import convergence
 from studies.lab import Lab, sweep
-from studies.objectives import likelihood, loss
+from studies.objectives import likelihood, loss, schedule
 from studies.plan import Plan as Common
 from studies.plan import load
 from studies.record import Record
@@ -134,7 +134,7 @@ def plan(dataset: str, budget: str) -> Plan:
         }
         return full.changed(
             **few, **small, short=max(1, full.short // 8), passes=full.passes // 8, pair_passes=full.pair_passes // 8
-        )
+        ).stretched("short", "passes", "pair_passes")
     if budget == "smoke":
         few = {"betas": (0.1, 1.0), "on_information": (1.0, 1.0), "on_marginal": (3.0, 0.3), "rows": ("DIP-VAE II",)}
         small = {"few": 2, "seeds": (0, 1), "pair_again": 2, "search_seeds": 2, "search_steps": 1, "draws": 1, "drawn": 200}
@@ -199,16 +199,13 @@ def run(plan: Plan, lab: Lab) -> Record:
         row | {"part": "pair"} for row in pair
     ]
     tables = wide(pd.DataFrame(many)), wide(pd.DataFrame(pair))
-    return Record(
-        study="third_axis",
-        plan=plan.settings,
-        hash=plan.hash,
-        frame=results.frame_of(shown + floor, study="third_axis", dataset=plan.dataset),
+    return Record.of(
+        __name__,
+        plan,
+        lab,
+        shown + floor,
         checks=_checks(plan, *tables, pd.DataFrame(losses)),
         said=_said(plan, *tables),
-        data=plan.data().sha256,
-        code=provenance.code(__name__),
-        notes=lab.notes,
         arrays=tries,
     )
 
@@ -287,7 +284,7 @@ def locate(
 ) -> dict[str, Any]:
     """Rate, at the best scale of the latents, and distortion of models of two weights, on training images."""
     ds = load(dataset, binarize, images)
-    config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
+    config = schedule(ds, passes, batch, lr, device)
     found = train(ds, WEIGHTS, settings, seeds, latent_dim, hidden, config, store)
     x = _drawn(ds)
     points = [estimators.evaluate(Rescaled(model, x), x[:reference], n_samples=draws) for _, model in found]
@@ -317,7 +314,7 @@ def measure(
     """Models of one kind, for each setting and seed: rows of the frame, and the losses of each under the weightings `under`."""
     ds = load(dataset, binarize, images)
     extract = metrics.classifier(load(dataset, binarize))
-    config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
+    config = schedule(ds, passes, batch, lr, device)
     rows, losses = [], []
     x, real = _drawn(ds), extract(ds.test)
     for place, model in train(ds, kind, settings, seeds, latent_dim, hidden, config, store):

@@ -1,0 +1,243 @@
+"""β-VAEs along the whole curve of rate and distortion, on training and on test images, from few and from many images.
+
+Two kinds of decoder. *Probabilities*: Bernoulli pixels of black and white images, with D in nats. *Densities*: Gaussian pixels
+of grey images with one fixed σ, for which D is the squared error over 2σ² and a constant, and the water level is s = βσ².
+Against these stands the linear VAE with as many latents, whose optimum is known from the covariance of the training images. A
+network that contains linear maps may be below it in R + MSE/2s on these images, and above it only where training has failed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+from nbvae import analytic, checks, data, estimators, models, objectives, results, training
+from studies import convergence
+from studies.lab import Lab, sweep
+from studies.plan import Plan as Common
+from studies.plan import load
+from studies.record import Record
+
+QUESTION = "Which curve of rate and distortion do β-VAEs draw, on training and on test images, and from how many images?"
+CHAPTER = "03_rate_distortion"
+DATASETS = ("digits", "mnist", "glyphs", "patches")
+KINDS = ("probabilities", "densities")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Common):
+    """Settings of the study; `binarize` is for probabilities, densities have grey values.
+
+    - `kinds`: of the decoders, among "probabilities" and "densities".
+    - `betas`: of the models with probabilities.
+    - `levels`: water levels s of the models with densities, as shares of the largest eigenvalue of the data's covariance.
+    - `sizes`: how many training images, at most; the last is the most. All sizes are trained for as many steps.
+    - `passes`: over the training images of the last size; some seeds are also trained for twice as many.
+    - `again`: how many of the seeds.
+    - `network`, `latent_dim`, `hidden`, `batch`: of the models and their training, under a one-cycle schedule.
+    - `lrs`: the learning rates for probabilities and for densities.
+    - `draws`: the number of z for each image, to measure D; `measured`: how many images of each split at most, None for all.
+    - `largest_error`: the most that the standard error of a difference of losses may be, in nats.
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    betas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    levels: tuple[float, ...] = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.2, 0.4)
+    sizes: tuple[int, ...] = (300, 1200)
+    passes: int = 200
+    again: int = 2
+    network: str = "mlp"
+    latent_dim: int = 16
+    hidden: tuple[int, ...] = (128,)
+    batch: int = 100
+    lrs: tuple[float, ...] = (5e-3, 2e-3)
+    draws: int = 4
+    measured: int | None = None
+    largest_error: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for kind in self.kinds:
+            checks.choice("a kind", kind, KINDS)
+        for name in ("betas", "levels", "sizes"):
+            each = getattr(self, name)
+            if len(each) < (1 if name == "sizes" else 2) or list(each) != sorted(set(each)) or each[0] <= 0:
+                raise ValueError(f"{name} must be numbers > 0, from the smallest to the largest; got {checks.short(each)}")
+        if not self.kinds or self.levels[-1] >= 1:
+            raise ValueError("there must be at least one kind, and levels must be below 1, where the code is empty")
+        if len(self.lrs) != len(KINDS) or min(self.lrs) <= 0:
+            raise ValueError("lrs must be two numbers > 0, for probabilities and for densities")
+        if not 2 <= self.again <= len(self.seeds):
+            raise ValueError("errors need at least two seeds, also of those that are trained again")
+
+
+def plan(dataset: str, budget: str) -> Plan:
+    full = Plan(dataset=dataset)
+    if dataset != "digits":
+        full = full.changed(images=10_000, sizes=(1000, 10_000), passes=50, latent_dim=32, hidden=(256,), lrs=(2e-3, 1e-3))
+        full = full.changed(draws=1, measured=4000, largest_error=0.25)
+    if dataset == "glyphs":
+        full = full.changed(binarize="threshold")
+    if dataset == "patches":
+        full = full.changed(kinds=("densities",))
+    few = {"betas": (0.1, 1.0, 4.0), "levels": (0.01, 0.1, 0.4), "seeds": (0, 1), "again": 2, "draws": 1}
+    if budget == "quick":
+        return full.changed(**few, images=2000, sizes=(500, 2000), passes=max(1, full.passes // 10), measured=1000).stretched(
+            "passes"
+        )
+    if budget == "smoke":
+        return full.changed(**few, images=200, sizes=(100, 200), passes=1, hidden=(16,), latent_dim=4, measured=200)
+    return full
+
+
+def run(plan: Plan, lab: Lab) -> Record:
+    names = ("dataset", "network", "latent_dim", "hidden", "batch", "draws", "measured")
+    common = {name: plan.settings[name] for name in names}
+    most = min(plan.sizes[-1], len(plan.data().train))
+    every = {2 * plan.passes: plan.seeds[: plan.again], plan.passes: plan.seeds}  # the longest first
+    cells = [
+        {
+            "kind": kind,
+            "binarize": plan.binarize if kind == KINDS[0] else None,
+            "places": plan.betas if kind == KINDS[0] else plan.levels,
+            "lr": plan.lrs[KINDS.index(kind)],
+            "images": min(size, most),
+            "most": most,
+            "passes": round(passes * most / min(size, most)),
+            "seeds": seeds,
+        }
+        | common
+        for passes, seeds in every.items()
+        for kind in plan.kinds
+        for size in plan.sizes
+    ]
+    longest = [passes for passes in every for _ in plan.kinds for _ in plan.sizes]
+    found = lab.map(train, cells, "curves")
+    frame = pd.DataFrame(
+        [row | {"passes": passes} for each, passes in zip(found, longest, strict=True) for row in each["rows"]]
+    )
+    first: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
+    return Record.of(
+        __name__,
+        plan,
+        lab,
+        first.to_dict("records"),
+        checks=_checks(plan, frame, first),
+        said=_said(first),
+    )
+
+
+def train(
+    dataset: str,
+    binarize: str | None,
+    images: int,
+    most: int,
+    network: str,
+    latent_dim: int,
+    hidden: list[int],
+    batch: int,
+    draws: int,
+    measured: int | None,
+    kind: str,
+    places: list[float],
+    lr: float,
+    passes: int,
+    seeds: list[int],
+    store: str | None,
+    device: str,
+) -> dict[str, Any]:
+    """The models of one kind and number of images, for each β or water level and each seed: what both splits say of them.
+
+    `most` is how many images the water levels and the linear optimum are of.
+    """
+    ds = load(dataset, binarize, images)
+    make: dict[str, Any] = {"shape": ds.shape, "network": network, "latent_dim": latent_dim, "hidden": hidden}
+    betas, linear, variance = places, None, 0.0
+    if kind == "densities":
+        linear = oracle(load(dataset, binarize, most), latent_dim)
+        variance = places[0] * linear.eigenvalues[0]  # the smallest level is that of β = 1
+        make |= {"likelihood": "gaussian", "sigma": variance**0.5}
+        betas = [place / places[0] for place in places]
+    config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
+    runs: list[Any] = sweep(
+        lambda: models.VAE(**make), ds, betas, objective=objectives.BetaVAE, seeds=seeds, config=config, store=store
+    )
+    rows = []
+    for each in runs:
+        beta = each.objective.beta
+        place: dict[str, Any] = {"objective": kind, "beta": beta, "seed": each.config.seed, "images": len(ds.train)}
+        if kind == "densities":
+            place["level"] = beta * variance
+        for split, x in (("train", ds.train[:measured]), ("test", ds.test[:measured])):
+            values = _on(each.model, x, beta, draws, kind)
+            if linear is not None:
+                rate, mse = linear.at_water_level(beta * variance)
+                values["excess"] = values["rate"] - rate + (values["mse"] - mse) / (2 * beta * variance)
+            rows += [
+                place | {"split": split, "quantity": name, "value": value, "stderr": None, "n": len(x)}
+                for name, value in values.items()
+            ]
+    return {"rows": rows}
+
+
+def _on(model: Any, x: Any, beta: float, draws: int, kind: str) -> dict[str, float]:
+    """Rate, distortion, loss, latents in use and, of densities, the squared error, of one model on some images."""
+    point = estimators.evaluate(model, x, beta, draws)
+    found = {"rate": point.rate, "distortion": point.distortion, "loss": point.loss()}
+    found["active"] = float(estimators.active_units(model, x).count)
+    return found | ({"mse": point.mse} if kind == "densities" else {})
+
+
+def oracle(ds: data.Dataset, latent_dim: int) -> analytic.LinearGaussian:
+    """The optima of linear VAEs on the training examples."""
+    return analytic.LinearGaussian(torch.cov(ds.train.flatten(1).double().T, correction=0).numpy(), latent_dim)
+
+
+def effects(frame: Any) -> Any:
+    """What is claimed: D + βR on test images less that on training images, and densities' excess over the linear optimum."""
+    losses = frame[frame["quantity"] == "loss"]
+    keys = [name for name in ("objective", "images", "beta", "seed") if name in losses]
+    both = losses.pivot_table(index=keys, columns="split", values="value").reset_index()
+    parts = both.assign(value=both["test"] - both["train"], quantity="test less training")[[*keys, "value", "quantity"]]
+    excess = frame[(frame["quantity"] == "excess") & (frame["images"] == frame["images"].max())]
+    excess = excess.assign(quantity="excess, " + excess["split"])[[*keys, "value", "quantity"]]
+    found = pd.concat([parts, excess])
+    where = found["objective"] + ", " + found["images"].astype(str) + " images, β = " + found["beta"].map("{:.3g}".format)
+    return found.assign(objective=where)[["objective", "quantity", "seed", "value"]]
+
+
+def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
+    """On training images each model must be the best under its own β; and twice the passes."""
+    found = []
+    for kind, each in first[first["split"] == "train"].groupby("objective", sort=False):
+        wide = each.pivot_table(index=["images", "beta", "seed"], columns="quantity", values="value")
+        for images in wide.index.unique("images"):
+            some = wide.loc[images]
+            rows = [
+                {"objective": f"β = {own:.3g}", "under": f"β = {under:.3g}", "seed": seed}
+                | {"value": row["distortion"] + under * row["rate"]}
+                for (own, seed), row in some.iterrows()
+                for under in some.index.unique("beta")
+            ]
+            _, check = convergence.cross_table(pd.DataFrame(rows), plan.largest_error)
+            found.append(convergence.Check(f"{check.name}: {kind}, {images} images", check.passed, check.found))
+    both = pd.concat([effects(each.drop(columns="passes")).assign(passes=passes) for passes, each in frame.groupby("passes")])
+    return [*found, convergence.twice_as_long(both, plan.passes, plan.seeds[: plan.again], 4 * plan.largest_error)]
+
+
+def _said(first: Any) -> str:
+    said = []
+    for kind, each in first.groupby("objective", sort=False):
+        claims = effects(each)
+        claims = claims[claims["quantity"] == "test less training"]
+        worst = claims.groupby("objective")["value"].mean().idxmax()
+        value = results.Estimate.over_runs(claims.loc[claims["objective"] == worst, "value"].to_numpy())
+        said.append(f"D + βR on test images is above that on training images by at most {value} nats ({worst})")
+        if kind == "densities":
+            excess = effects(each)
+            excess = excess[excess["quantity"] == "excess, test"]
+            least = excess.groupby("objective")["value"].mean().idxmin()
+            value = results.Estimate.over_runs(excess.loc[excess["objective"] == least, "value"].to_numpy())
+            said.append(f"R + MSE/2s on test images is at least {value:+} nats from the linear optimum ({least})")
+    return "; ".join(said) + "."
