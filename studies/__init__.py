@@ -21,7 +21,10 @@ from studies.lab import Lab
 from studies.plan import BUDGETS, Plan
 from studies.record import Record, read
 
-NAMES = ("objectives", "weights", "curve", "spectra", "multi_beta", "samplers", "third_axis")
+NAMES = (
+    *("failures", "objectives", "weights", "curve", "spectra", "sigma", "collapse"),
+    *("multi_beta", "samplers", "third_axis"),
+)
 
 __all__ = ["NAMES", "Lab", "Plan", "Record", "load", "study"]
 

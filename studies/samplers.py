@@ -53,7 +53,7 @@ class Plan(Common):
     highest: float = 16.0
     power: float = 0.25
     passes: int = 400
-    again: int = 3
+    again: int = 10
     latent_dim: int = 8
     hidden: tuple[int, ...] = (128, 128)
     batch: int = 64
@@ -67,6 +67,7 @@ class Plan(Common):
     nearest: int = 2000
     resamplings: int = 100
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +85,7 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(
             **{"images": 10_000, "passes": 60, "hidden": (400, 400), "latent_dim": 16, "batch": 128, "lr": 2e-3, "power": 0.0},
             **{"lowest": 0.03, "highest": 25.0, "ladder": (20.0, 10.0, 5.0, 2.5, 1.2, 0.6, 0.3, 0.1, 0.05)},
-            **{"fitted": 10_000, "draws": 2, "drawn": 10_000, "seeds": (0, 1, 2), "again": 2},
+            **{"fitted": 10_000, "draws": 2, "drawn": 10_000, "seeds": (0, 1, 2), "again": 3},
         )
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
@@ -225,17 +226,17 @@ def _apart(rows: Any) -> Any:
 
 
 def _doubled(plan: Plan, frame: Any) -> convergence.Check:
-    """Twice the passes against what is claimed: differences to the mixture of at least four of their errors."""
+    """Twice the passes against what is claimed: the side of the mixture that a sampler is on, by at least four errors.
+
+    How far it is from it is not claimed: with few images the recursion gets worse as long as models are trained.
+    """
     apart = _apart(frame)
     apart = apart[apart["objective"] != NONE]
-    claims = []
-    for (objective, sampler), each in apart[apart["passes"] == plan.passes].groupby(["objective", "sampler"]):
-        effect = Estimate.over_runs(each["value"].to_numpy())
-        if abs(effect.value) > 4 * effect.stderr:
-            claims.append({"objective": objective, "sampler": sampler, "allowed": abs(effect.value) / 4})
+    first = apart[apart["passes"] == plan.passes].groupby(["objective", "sampler"])["value"]
+    means = first.agg(lambda values: abs(values.mean()) / max(Estimate.over_runs(values.to_numpy()).stderr, 1e-12))
+    claims = means[means > 4].reset_index()[["objective", "sampler"]]
     again = apart[apart["seed"].isin(plan.seeds[: plan.again])]
-    columns = ["objective", "sampler", "allowed"]
-    return convergence.twice(again.merge(pd.DataFrame(claims, columns=pd.Index(columns)), on=columns[:2]), columns[:2])
+    return convergence.same_side(again.merge(claims, on=["objective", "sampler"]), ["objective", "sampler"])
 
 
 def _said(plan: Plan, rows: Any) -> str:

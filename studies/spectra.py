@@ -105,7 +105,7 @@ def measure(
         f"exponent, ranks {low} to {high}": exponent(spectrum, low, high)
         for low, high in (ranks, (ranks[0], middle), (middle, ranks[1]))
     }
-    at = np.linspace(*rates, points)
+    at = np.linspace(rates[0], rates[1], points)
     mse = np.array([analytic.gaussian_distortion_rate(spectrum, rate) for rate in at])
     for law in LAWS:
         parameter, rms = fit(law, at, mse)
@@ -153,7 +153,7 @@ def fit(law: str, rate: np.ndarray, value: np.ndarray) -> tuple[float | None, fl
     if law == "logarithm":
         return None, residual(0.0)
     bounds = np.log([rate.mean() / 5, 50 * rate.mean()] if law == "exponential" else [1e-3, 5.0])
-    grid = np.linspace(*bounds, 60)
+    grid = np.linspace(bounds[0], bounds[1], 60)
     best = int(np.argmin([residual(each) for each in grid]))
     around = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
     found: Any = minimize_scalar(residual, bounds=around, method="bounded", options={"xatol": 1e-6})
@@ -161,10 +161,14 @@ def fit(law: str, rate: np.ndarray, value: np.ndarray) -> tuple[float | None, fl
 
 
 def exponents(frame: Any) -> dict[str, Estimate]:
-    """The exponents over the range of ranks and its two halves, over the halves of the data."""
+    """The exponents over the range of ranks and its two halves.
+
+    Halves of one data set vary about its whole as the whole varies about the population, and they overlap. So the error is
+    their standard deviation, and not that divided by the square root of their number.
+    """
     names = [name for name in frame["quantity"].unique() if name.startswith("exponent, ")]
     each = {name.removeprefix("exponent, "): frame[frame["quantity"] == name] for name in names}
-    return {name: Estimate.over_runs(rows["value"].to_numpy()) for name, rows in each.items()}
+    return {name: Estimate(rows["value"].mean(), rows["value"].std(), len(rows)) for name, rows in each.items()}
 
 
 def is_power(found: dict[str, Estimate], agree: float) -> bool:
@@ -179,7 +183,11 @@ def _checks(plan: Plan, frame: Any, whole: Any) -> list[convergence.Check]:
     moved = {name: abs(each.value - at[f"exponent, {name}"]) for name, each in found.items()}
     worst = max(moved, key=lambda name: moved[name])
     return [
-        convergence.errors({f"the exponent of {name}": each for name, each in found.items()}, plan.largest_error),
+        convergence.Check(
+            "the errors of the exponents are small enough",
+            max(each.stderr for each in found.values()) <= plan.largest_error,
+            f"{', '.join(f'{each} ({name})' for name, each in found.items())}; {plan.largest_error:g} allowed",
+        ),
         convergence.Check(
             "twice the images move no exponent",
             max(moved.values()) <= 2 * plan.largest_error,

@@ -132,8 +132,11 @@ def plan(dataset: str, budget: str) -> Plan:
             "drawn": 1000,
             "images": 1000,
         }
+        part = 8
+        if dataset not in DATASETS:  # a reader's file is run within a chapter, and nothing is claimed of it
+            part, small = 20, small | {"search_steps": 1}
         return full.changed(
-            **few, **small, short=max(1, full.short // 8), passes=full.passes // 8, pair_passes=full.pair_passes // 8
+            **few, **small, short=max(1, full.short // 8), passes=full.passes // part, pair_passes=full.pair_passes // part
         ).stretched("short", "passes", "pair_passes")
     if budget == "smoke":
         few = {"betas": (0.1, 1.0), "on_information": (1.0, 1.0), "on_marginal": (3.0, 0.3), "rows": ("DIP-VAE II",)}
@@ -501,6 +504,7 @@ def _label(a: float, w: float) -> str:
     return f"a = {a:.3g}, w = {w:.3g}"
 
 
+RANKED = ("marginal_kl_held_out_rest", "cost_rescaled")
 SETTING = ["objective", "beta", "on_information", "on_marginal"]
 
 
@@ -528,10 +532,12 @@ def rank_correlation(table: Any, first: str, second: str, seed: int = 0, resampl
 
     Settings are resampled with all their seeds, and a model of many β with all its views, for these are not independent.
     """
-    unit = table["objective"].astype(str) + table["seed"].astype(str).where(table["objective"] == MANY, "")
-    for name in ("beta", "on_information", "on_marginal"):
-        unit = unit + table[name].astype(str).where(table["objective"] != MANY, "") if name in table else unit
-    parts = [each[[first, second]].to_numpy() for _, each in table.groupby(unit, sort=False)]
+    unit: Any = table[[name for name in (*SETTING, "seed") if name in table]].astype(object)
+    many = unit["objective"] == MANY
+    unit.loc[many, unit.columns.difference(["objective", "seed"])] = None
+    unit.loc[~many, "seed"] = None
+    units = table.groupby([unit[name] for name in unit], sort=False, dropna=False)  # a setting has no β, or no weights
+    parts = [each[[first, second]].to_numpy() for _, each in units]
     picks = np.random.default_rng(seed).integers(len(parts), size=(resamplings, len(parts)))
     drawn = [np.concatenate([parts[i] for i in pick]) for pick in (range(len(parts)), *picks)]
     value, *others = (_spearman(*some.T) for some in drawn)
@@ -606,7 +612,10 @@ def _claims_of_pair(table: Any, plan: Plan) -> Any:
 
 
 def _claims_of_models(table: Any, plan: Plan) -> Any:
-    """The rank correlation, and what the smallest β has, after both numbers of passes; a quarter of each would not matter."""
+    """What the smallest β has, after both numbers of passes; a quarter of it would not matter.
+
+    The rank correlation is not among them: with twice the passes it moves by more than a quarter, so it is not claimed.
+    """
     table = table[table["objective"].isin([PLAIN, MANY, WEIGHTS]) & (table["passes"] >= plan.passes)]
     smallest = table[(table["objective"] == PLAIN) & (table["beta"] == min(plan.betas))]
     rows = [
@@ -614,9 +623,6 @@ def _claims_of_models(table: Any, plan: Plan) -> Any:
         for name in ("marginal_kl_held_out_rest", "cost_rescaled")
         for passes, seed, value in smallest[["passes", "seed", name]].itertuples(index=False)
     ]
-    for (passes, seed), each in table.groupby(["passes", "seed"]):
-        value = _spearman(each["marginal_kl_held_out_rest"], each["cost_rescaled"])
-        rows.append({"objective": "all", "quantity": "rank correlation", "passes": passes, "seed": seed, "value": value})
     first: Any = pd.DataFrame([row for row in rows if row["passes"] == plan.passes])
     return _allowed(rows, first.groupby("quantity")["value"].mean())
 
@@ -643,7 +649,7 @@ def _said(plan: Plan, many: Any, pair: Any) -> str:
     count = len(table.groupby(SETTING, dropna=False))
     second = (
         f"Over {count} settings the rank correlation of KL(q(z) ‖ p(z)) beyond scale, bounded on held-out codes, with that "
-        f"cost is {said[0]}, that of the rate {said[1]}."
+        f"cost is {said[0]}, that of the rate {said[1]}: not settled, longer training moves it."
     )
     some = table[(table["objective"] == PLAIN) & (table["beta"] == min(plan.betas))]
     names = ("marginal_kl_held_out", "marginal_kl_held_out_scale")
