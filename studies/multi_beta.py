@@ -186,7 +186,7 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(binarize="threshold")
     short = full.changed(kinds=(full.kinds[0], "gates p=0"), lrs=full.lrs[1:2], draws=1, seeds=(0, 1), again=2, search=1)
     if budget == "quick":
-        return short.changed(passes=20, images=2000, measured=2000).stretched("passes")
+        return short.changed(passes=20, images=2000, measured=2000, points=(4,)).stretched("passes")
     if budget == "smoke":
         return short.changed(images=200, measured=500, passes=2, betas=(0.3, 1.0), points=(4,), hidden=(16,))
     return full
