@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -208,22 +207,6 @@ def _markdown(
     text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
     rule = "|---" * len(heads) + "".join("|---:" if side == "right" else "|---" for side in sides) + "|"
     return "\n".join([*([caption, ""] if caption else []), text[0], rule, *text[1:]])
-
-
-def recorded(name: str) -> dict[str, Any]:
-    """What book/recorded/NAME.json keeps of a study or a benchmark, as its keys and values.
-
-    - `name`: the name of a record, without its folder and ending. Write it out: the builder reads it in the source.
-
-    Raises `FileNotFoundError` for a record that there is not, as everywhere outside a copy of the repository.
-
-    >>> recorded("multi_beta_digits")["plan"]["betas"]
-    [0.05, 0.1, 0.3, 1.0, 3.0, 10.0]
-    """
-    path = Path(__file__).parents[1] / "book" / "recorded" / f"{name}.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: recorded results are part of the repository, not of the installed library")
-    return json.loads(path.read_text())
 
 
 def slider(frames: Mapping[str, Any], label: str, describe: str) -> Any:

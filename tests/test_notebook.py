@@ -297,16 +297,16 @@ def test_a_slider_takes_numbers_and_refuses_to_show_nothing():
     plt.close("all")
 
 
-def test_recorded_results_are_found_and_missing_ones_named():
-    assert notebook.recorded("multi_beta_digits")["budget"] == "digits"
-    with pytest.raises(FileNotFoundError, match=r"nosuch\.json is missing") as error:
-        notebook.recorded("nosuch")
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("stem", "injected", "message"),
     [
+        ("05_one_model_many_betas", "binarize = 'half'", "binarize must be one of"),
+        ("05_one_model_many_betas", "binarize = 'threshold'; dataset = 'gaussian'", "gaussian"),
+        ("05_one_model_many_betas", "network = 'conv'; dataset = 'gaussian'", "needs images (channels, height, width)"),
+        ("05_one_model_many_betas", "network = 'deep'", "network must be one of"),
+        ("05_one_model_many_betas", "lr = 0", "lr must be"),
+        ("05_one_model_many_betas", "batch_size = 0", "batch_size must be"),
+        ("05_one_model_many_betas", "budget = 'half'", "budget must be one of"),
         ("06_aggregated_posterior", "dataset = 'gaussian'", "dataset gaussian needs labels"),
         ("06_aggregated_posterior", "beta = 0", "beta must be a finite number > 0"),
         ("06_aggregated_posterior", "budget = 'none'", "budget must be one of"),
@@ -318,7 +318,7 @@ def test_recorded_results_are_found_and_missing_ones_named():
         ("07_alignment", "latent_dim = 200", "densities and distances need at least"),
     ],
 )
-def test_chapters_with_labels_say_what_they_need(shell, stem, injected, message):
+def test_chapters_say_what_they_need(shell, stem, injected, message):
     chapter = next(each for each in CHAPTERS if each.stem == stem)
     error, _ = run(shell, chapter, injected)
     assert isinstance(error, ValueError)
