@@ -1,12 +1,12 @@
 """What the axes of a latent space are worth: posteriors that know none, and what independent latents lose on given axes.
 
-To second order around the mean of a posterior with covariance S, D is a constant plus ½ tr(HS), with H the Fisher information
-of p(x|z) in z. D + βR is then least at S⁻¹ = I + H/β. Of independent latents the best variances are 1/(1 + H_ii/β), and by
+To second order around the mean of a posterior with covariance S, D is a constant plus ½ tr(FS), with F the Fisher information
+of p(x|z) in z. D + βR is then least at S⁻¹ = I + F/β. Of independent latents the best variances are 1/(1 + F_ii/β), and by
 Hadamard's inequality they lose
 
-    β/2 [Σ_i log(1 + H_ii/β) − log det(I + H/β)] ≥ 0,
+    β/2 [Σ_i log(1 + F_ii/β) − log det(I + F/β)] ≥ 0,
 
-nothing where H is diagonal. Turning the axes changes nothing else. A posterior of any covariance is turned along, and so is one
+nothing where F is diagonal. Turning the axes changes nothing else. A posterior of any covariance is turned along, and so is one
 with a single variance for all latents.
 """
 
@@ -85,7 +85,7 @@ def curvature(model: Any, z: Tensor) -> Tensor:
 def cost_of_axes(information: Tensor, beta: float, axes: np.ndarray | None = None) -> float:
     """What independent latents lose against any covariance, in nats of D + βR, a mean over examples.
 
-    - `information`: H of each, (n, k, k).
+    - `information`: F of each, (n, k, k).
     - `beta`: β > 0.
     - `axes`: the columns of an orthogonal matrix (k, k); without it, the latents themselves.
 

@@ -242,7 +242,7 @@ def scores(codes: list[np.ndarray], known: list[np.ndarray], means: np.ndarray, 
 def costs(model: Any, x: Tensor, active: np.ndarray, labelled: np.ndarray, beta: float | None, turns: int) -> dict[str, float]:
     """What independent latents lose on the axes of the active latents, on random and on labelled ones, nats; without β, none.
 
-    And how far the variances of a diagonal posterior are from those that follow: the mean |log σ_i²(1 + H_ii/β)|.
+    And how far the variances of a diagonal posterior are from those that follow: the mean |log σ_i²(1 + F_ii/β)|.
     """
     if beta is None:
         return {}

@@ -57,7 +57,7 @@ def test_what_axes_cost_is_the_least_over_variances_less_the_least_over_covarian
     information, beta = torch.tensor(root.T @ root)[None], 1.7
 
     def loss(covariance: torch.Tensor) -> torch.Tensor:
-        """½ tr(HS) and βR but for what no covariance changes."""
+        """½ tr(FS) and βR but for what no covariance changes."""
         rate = 0.5 * (covariance.trace() - torch.logdet(covariance) - 4)
         return 0.5 * (information[0] @ covariance).trace() + beta * rate
 
