@@ -27,9 +27,9 @@ The rooms and what each offers, from the ones that know least to the ones that k
 - `estimators`: rate, distortion, the four terms, log p(x), each with its standard error.
   ActiveUnits, CrossTerms, Decomposition, Estimate, MinibatchTerms, Moments, active_units, ais, decompose,
   empirical_entropy, evaluate, gap, iwae, minibatch_terms, moments, rd_curve
-- `metrics`: distances between sets of images, and the alignment of latents.
-  Alignment, Classifier, Coverage, Measured, alignment, classifier, coverage, frechet_distance, frechet_gaussians,
-  inception, kernel_distance
+- `metrics`: distances between sets of images, the alignment of latents, and whether they stand for known factors.
+  Alignment, Classifier, Coverage, Importances, InformationGap, Measured, alignment, classifier, coverage, frechet_distance,
+  frechet_gaussians, importances, inception, information_gap, kernel_distance
 - `samplers`: ways to draw from a trained model.
   Aggregate, Chain, Mixture, Prior, Recursive, Sampler, SecondStage
 - `plotting`: figures of records.

@@ -23,7 +23,7 @@ from studies.record import Record, read
 
 NAMES = (
     *("failures", "objectives", "weights", "curve", "spectra", "sigma", "collapse"),
-    *("multi_beta", "samplers", "third_axis"),
+    *("multi_beta", "samplers", "third_axis", "disentanglement"),
 )
 
 __all__ = ["NAMES", "Lab", "Plan", "Record", "load", "study"]

@@ -50,6 +50,8 @@ MADE_BY_FUNCTIONS = {
     "metrics.Alignment",
     "metrics.Classifier",
     "metrics.Coverage",
+    "metrics.Importances",
+    "metrics.InformationGap",
     "metrics.Measured",
     "notebook.Table",
     "posterior.LogDensities",

@@ -72,6 +72,7 @@ ROWS = [
     "estimators._moments",
     "estimators",
     "metrics._alignment",
+    "metrics._disentanglement",
     "metrics.features",
     "metrics.distances",
     "metrics",
