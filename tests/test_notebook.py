@@ -1,6 +1,7 @@
 """The first cells of every chapter, run as a reader would with good and with bad parameters, in IPython without a kernel."""
 
 import json
+import logging
 import re
 import sys
 from html.parser import HTMLParser
@@ -35,10 +36,15 @@ def run(shell, chapter, injected=""):
     """Run the opening as papermill does, with `injected` in a cell of its own; return the error and what was shown."""
     parameters, validation = opening(chapter)
     shell.reset()
-    with capture_output() as shown:
-        for source in (parameters, f"# Parameters\n{injected}\n"):
-            assert shell.run_cell(source, store_history=True).success
-        result = shell.run_cell(validation, store_history=True)
+    log = logging.getLogger("nbvae.training")  # a chapter may silence it in a process of its own, and this is none
+    level = log.level
+    try:
+        with capture_output() as shown:
+            for source in (parameters, f"# Parameters\n{injected}\n"):
+                assert shell.run_cell(source, store_history=True).success
+            result = shell.run_cell(validation, store_history=True)
+    finally:
+        log.setLevel(level)
     return result.error_in_exec, shown.stdout + shown.stderr
 
 
