@@ -62,6 +62,7 @@ ROWS = [
     "training._fit",
     "training._sweep",
     "training",
+    "estimators._annealing",
     "estimators.evidence",
     "estimators.decomposition",
     "estimators.rd",
