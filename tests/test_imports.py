@@ -64,6 +64,7 @@ ROWS = [
     "training",
     "estimators._annealing",
     "estimators.evidence",
+    "estimators.decoder",
     "estimators.decomposition",
     "estimators.rd",
     "estimators._moments",

@@ -1,6 +1,7 @@
 """Chains from the prior through f_t(z) = p(z) p(x|z)^t, t from 0 upwards: their temperatures, moves and weights."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -18,10 +19,17 @@ def check_gradients(model: objectives.Model) -> None:
         raise ValueError("annealing needs gradients in z, which a model made in torch.inference_mode has not: make it outside")
 
 
-def temperatures(n_steps: int) -> list[float]:
-    """t from 0 to 1 in `n_steps` steps, on a sigmoid schedule."""
+def temperatures(n_steps: int, reached: Sequence[float] = (1.0,)) -> list[float]:
+    """t from 0 to the largest of `reached`, with each of these among them.
+
+    Up to 1 there are `n_steps` steps on a sigmoid schedule, and beyond it as many equal factors for each factor of ten.
+    """
     ramp = torch.linspace(-4, 4, n_steps + 1, dtype=torch.float64).sigmoid()
-    return ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
+    below = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
+    last = max(reached)
+    factors = math.ceil(n_steps * math.log10(last)) if last > 1 else 0
+    beyond = [last ** (i / factors) for i in range(1, factors)]
+    return sorted({t for t in (*below, *beyond) if t < last} | {*reached})
 
 
 def over_parts(
