@@ -159,7 +159,7 @@ def measure(
     return {"rows": rows}
 
 
-def drawn(frame: Any, split: str, trained: float | None = None) -> curves.RDCurve:
+def mean_curve(frame: Any, split: str, trained: float | None = None) -> curves.RDCurve:
     """From a record's frame the curve of a decoder with the best encoders, or of the VAEs with their own: means over seeds."""
     some = frame[(frame["split"] == split) & (frame["passes"] == frame["passes"].min())]
     some = (
@@ -258,7 +258,7 @@ def summary(frame: Any) -> pd.DataFrame:
         short, long = (found[found["passes"] == passes].drop(columns="passes") for passes in (few, many))
         short, long = (results.over_seeds(each, "objective") for each in (short, long))
         name = f"β = {beta:g}"
-        own = {split: drawn(frame, split)[beta] for split in SPLITS}
+        own = {split: mean_curve(frame, split)[beta] for split in SPLITS}
         parting = [test.loss() - train.loss() for test, train in zip(own["test"].runs, own["train"].runs, strict=True)]
         rows[name] = {
             "training": short[f"{name}, train"],

@@ -131,11 +131,11 @@ def test_curves_are_means_over_seeds_of_the_plans_passes():
     frame = pd.concat(
         [frame[frame["quantity"] == "rate"].assign(value=value, quantity=name) for name in ("rate", "distortion")]
     )
-    own, best = study.drawn(frame, "test"), study.drawn(frame, "train", 2.0)
+    own, best = study.mean_curve(frame, "test"), study.mean_curve(frame, "train", 2.0)
     assert own.rates.tolist() == [0.5 + 0.5 + 5, 0.5 + 1 + 10, 0.5 + 2 + 20]
     assert best.rates.tolist() == [0.5 + 2 + 5 + 1, 0.5 + 2 + 10 + 1, 0.5 + 2 + 20 + 1]
     assert [run.seed for run in best[2.0].runs] == [0, 1]
-    lowest = study.envelope([best, study.drawn(frame, "train", 0.5)])
+    lowest = study.envelope([best, study.mean_curve(frame, "train", 0.5)])
     assert lowest.rates.tolist() == [0.5 + 0.5 + 5 + 1, 0.5 + 0.5 + 10 + 1, 0.5 + 0.5 + 20 + 1]
 
 
