@@ -25,8 +25,8 @@ The rooms and what each offers, from the ones that know least to the ones that k
   DEVICES, OPTIMIZERS, SCHEDULES, Diverged, Interrupted, Run, Store, TrainConfig, calibration, device, fit, load, seeded,
   sweep, watched
 - `estimators`: rate, distortion, the four terms, log p(x), each with its standard error.
-  ActiveUnits, CrossTerms, Decomposition, Estimate, MinibatchTerms, Moments, active_units, ais, decompose,
-  empirical_entropy, evaluate, gap, iwae, minibatch_terms, moments, rd_curve
+  ActiveUnits, CrossTerms, Decomposition, Estimate, MinibatchTerms, Moments, active_units, ais, decoder_curve,
+  decompose, empirical_entropy, evaluate, gap, iwae, minibatch_terms, moments, rd_curve
 - `metrics`: distances between sets of images, the alignment of latents, and whether they stand for known factors.
   Alignment, Classifier, Coverage, Importances, InformationGap, Measured, alignment, classifier, coverage, frechet_distance,
   frechet_gaussians, importances, inception, information_gap, kernel_distance

@@ -22,7 +22,7 @@ from studies.plan import BUDGETS, Plan
 from studies.record import Record, read
 
 NAMES = (
-    *("failures", "objectives", "weights", "curve", "spectra", "sigma", "collapse"),
+    *("failures", "objectives", "weights", "curve", "decoders", "spectra", "sigma", "collapse"),
     *("multi_beta", "samplers", "third_axis", "disentanglement"),
 )
 

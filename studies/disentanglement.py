@@ -236,6 +236,7 @@ def scores(codes: list[np.ndarray], known: list[np.ndarray], means: np.ndarray, 
     found |= {f"MIG of {name}": float(gap) for name, gap in zip(FACTORS, own.gaps, strict=True)}
     forests = metrics.importances(test, known[1], trees)
     found |= {"importances": forests.disentanglement, "informativeness": forests.informativeness}
+    found |= {f"informativeness of {name}": float(each) for name, each in zip(FACTORS, forests.saved, strict=True)}
     return found | {"importances, labelled axes": metrics.importances(turned(labelled), known[1], trees).disentanglement}
 
 

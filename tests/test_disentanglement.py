@@ -50,6 +50,10 @@ def test_a_rotated_code_has_scores_near_zero_though_it_tells_as_much():
     found = metrics.importances(codes, factors)
     assert found.disentanglement < 0.02
     assert found.informativeness > 0.99
+    one = metrics.importances(codes, np.column_stack([factors[:, 0], RNG.integers(2, size=4000)]))
+    assert one.saved[0] > 0.99  # of the others nothing can be told
+    assert abs(one.saved[1]) < 0.1
+    assert one.informativeness == pytest.approx(one.saved.mean())
 
 
 def test_noise_has_scores_near_zero():

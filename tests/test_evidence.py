@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from nbvae import _tensors, analytic, estimators, models
-from nbvae.estimators import evidence
+from nbvae.estimators import _annealing
 
 # Orthogonal decoder columns: the true posterior is then diagonal, so that an encoder can equal it.
 DECODER = torch.tensor([[1.5, 0.0], [0.0, 0.8], [1.0, 0.0], [0.0, -0.6]], dtype=torch.float64)
@@ -183,7 +183,7 @@ def test_step_sizes_of_the_run_that_counts_do_not_follow_it(mixed, monkeypatch):
     Forwards and backwards it moves at each temperature with the size that the pilot left for it.
     """
     model, x, _ = mixed
-    move, n_steps = evidence._Path.move, 6
+    move, n_steps = _annealing.Path.move, 6
     for posterior_samples in (None, posterior_draws(x, 2)):
         for answer in (0.0, 1.0):
             moves = []
@@ -193,7 +193,7 @@ def test_step_sizes_of_the_run_that_counts_do_not_follow_it(mixed, monkeypatch):
                 moves.append((t, size.clone()))
                 return new, torch.full_like(accepted, answer) if len(moves) > n_steps else accepted
 
-            monkeypatch.setattr(evidence._Path, "move", watched)
+            monkeypatch.setattr(_annealing.Path, "move", watched)
             estimators.ais(model, x, n_chains=2, n_steps=n_steps, n_leapfrog=2, posterior_samples=posterior_samples)
             pilot, counted = moves[:n_steps], moves[n_steps:]
             times = [t for t, _ in pilot]
@@ -215,7 +215,7 @@ def test_a_move_leaves_its_density_in_place(mixed, t):
     mean = t * (x[:1] - BIAS[:3]) @ MIXED / NOISE**2 @ covariance
     root = torch.linalg.cholesky(covariance)
     unit = torch.randn(40_000, 1, 2).double()
-    path = evidence._Path(model, x[:1], 3)
+    path = _annealing.Path(model, x[:1], 3)
     z = mean + unit @ root.T
     size = torch.full((1, 1), 1.3 * torch.linalg.eigvalsh(covariance).min().sqrt().item(), dtype=torch.float64)
     new, accepted = path.move(z, t, size)

@@ -100,11 +100,14 @@ MEASURED = {
     "iwae": lambda m, x: estimators.iwae(m, x, 5),
     "ais": lambda m, x: estimators.ais(m, x[:3], 2, 3, 2),
     "reverse": lambda m, x: estimators.ais(m, x[:3], n_steps=3, posterior_samples=torch.zeros(2, 3, K)),
+    "decoder_curve": lambda m, x: list(estimators.decoder_curve(m, x[:3], [0.5, 2.0], 2, 3, 2)),
     "gap": lambda m, x: estimators.gap(m, x[:3], estimators.Estimate.of(torch.zeros(3)), 4),
     "moments": lambda m, x: estimators.moments(m, x),
     "active_units": lambda m, x: estimators.active_units(m, x),
     "encode": lambda m, x: posterior.encode(m, x),
 }
+
+ANNEALED = ("ais", "reverse", "decoder_curve")
 
 
 def drawn(sampler):
@@ -395,8 +398,9 @@ def test_ais_needs_no_gradients_of_its_caller():
     assert all(parameter.grad is None for parameter in model.parameters())
     with torch.inference_mode():
         inside = models.VAE(SHAPE, K, hidden=(8,))
-    with pytest.raises(ValueError, match="inference_mode"):
-        estimators.ais(inside, x, 2, 4, 2)
+    for call in (lambda: estimators.ais(inside, x, 2, 4, 2), lambda: estimators.decoder_curve(inside, x, [1.0], 2, 4, 2)):
+        with pytest.raises(ValueError, match="inference_mode"):
+            call()
 
 
 # ---------------------------------------------------------------- first mistakes
@@ -413,12 +417,13 @@ def test_first_mistakes_are_answered_in_one_line():
     calls = {
         name: call
         for name, call in (MEASURED | SAMPLED).items()
-        if name not in ("rd_curve", "gap", "Prior", "Recursive", "drawn", "decompose", "cross", "ais", "reverse")
+        if name not in ("rd_curve", "gap", "Prior", "Recursive", "drawn", "decompose", "cross", *ANNEALED)
     }
     calls |= {
         "decompose": lambda m, x: estimators.decompose(m, x),
         "reference": lambda m, x: estimators.decompose(m, images(), x),
         "ais": lambda m, x: estimators.ais(m, x, 2, 2, 2),
+        "decoder_curve": lambda m, x: estimators.decoder_curve(m, x, [1.0], 2, 2, 2),
         "gap": lambda m, x: estimators.gap(m, x, estimators.Estimate.of(torch.zeros(60)), 4),
         "of one run": lambda m, x: estimators.rd_curve(run_of(m), x),
     }
@@ -472,6 +477,7 @@ def test_seeds_are_checked(seed):
         lambda: estimators.minibatch_terms(model, x, 4, seed=seed),
         lambda: estimators.iwae(model, x, 2, seed=seed),
         lambda: estimators.ais(model, x, seed=seed),
+        lambda: estimators.decoder_curve(model, x, [1.0], seed=seed),
         lambda: estimators.gap(model, x, known, seed=seed),
         lambda: samplers.Mixture(model, x, 1, seed=seed),
         lambda: samplers.Mixture(model, x, 1).rate(x, seed=seed),

@@ -1,6 +1,7 @@
 """Measurement: what a trained model is worth on data that it is shown, without gradients, with standard errors. Nats."""
 
 from nbvae.estimators._moments import ActiveUnits, Moments, active_units, moments
+from nbvae.estimators.decoder import decoder_curve
 from nbvae.estimators.decomposition import CrossTerms, Decomposition, MinibatchTerms, decompose, minibatch_terms
 from nbvae.estimators.evidence import ais, gap, iwae
 from nbvae.estimators.rd import empirical_entropy, evaluate, rd_curve
@@ -15,6 +16,7 @@ __all__ = [
     "Moments",
     "active_units",
     "ais",
+    "decoder_curve",
     "decompose",
     "empirical_entropy",
     "evaluate",

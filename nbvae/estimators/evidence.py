@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nbvae import checks, objectives
-from nbvae._measuring import log_likelihood, measured, modules, rate_of
+from nbvae._measuring import log_likelihood, measured, rate_of
 from nbvae._randomness import seeded
 from nbvae._tensors import parts, portions
+from nbvae.estimators import _annealing
 from nbvae.results import Estimate
 
 
@@ -96,8 +97,7 @@ def ais(
     objectives.check_data(model, x)
     n_chains, n_steps = checks.whole("n_chains", n_chains), checks.whole("n_steps", n_steps)
     n_leapfrog, seed = checks.whole("n_leapfrog", n_leapfrog), checks.seed("seed", seed)
-    if any(each.is_inference() for module in modules(model) for each in module.parameters(recurse=False)):
-        raise ValueError("ais needs gradients in z, which a model made in torch.inference_mode has not: make it outside")
+    _annealing.check_gradients(model)
     prior = model.prior()
     k = prior.event_shape[-1]
     if posterior_samples is not None:
@@ -105,22 +105,16 @@ def ais(
         if given[1:] != (len(x), k) or given[0] == 0:
             raise ValueError(f"posterior_samples must be a tensor (chains, {len(x)}, {k}), got {given}")
         n_chains = len(posterior_samples)
-    ramp = torch.linspace(-4, 4, n_steps + 1, dtype=torch.float64).sigmoid()
-    times = ((ramp - ramp[0]) / (ramp[-1] - ramp[0])).tolist()
-    values, done = [], 0
-    # The moves take gradients in z, also where the caller has switched gradients off; copies are no inference tensors.
-    with seeded(seed, prior.mean.device), torch.inference_mode(False), torch.no_grad():
-        for part in parts(x, prior.mean, n_chains * x[0].numel()):
-            path = _Path(model, part.clone(), n_leapfrog)
-            sizes = path.pilot(times, n_chains)
-            if posterior_samples is None:
-                weight = path.forward(times, prior.sample((n_chains, len(part))), sizes)
-                values.append(weight.logsumexp(0) - math.log(n_chains))
-            else:
-                weight = path.backward(times, posterior_samples[:, done : done + len(part)].to(prior.mean, copy=True), sizes)
-                values.append(math.log(n_chains) - (-weight).logsumexp(0))
-            done += len(part)
-    return Estimate.of(torch.cat(values))
+    times = _annealing.temperatures(n_steps)
+
+    def run(path: _annealing.Path, sizes: list[Tensor], rows: slice) -> Tensor:
+        if posterior_samples is None:
+            *_, (_, weight, _) = path.forward(times, n_chains, sizes)
+            return weight.logsumexp(0) - math.log(n_chains)
+        weight = path.backward(times, posterior_samples[:, rows].to(prior.mean, copy=True), sizes)
+        return math.log(n_chains) - (-weight).logsumexp(0)
+
+    return Estimate.of(_annealing.over_parts(model, x, times, n_chains, n_leapfrog, seed, run))
 
 
 @measured
@@ -162,62 +156,3 @@ def gap(
                 value += log_likelihood(model, posterior.sample((count,)), part).cpu().double().sum(0) / n_samples
             elbo.append(value)
     return Estimate.of(torch.as_tensor(per_example).cpu().double() - torch.cat(elbo))
-
-
-class _Path:
-    """The annealing path of one batch x (batch, *shape): states z (chains, batch, k), weights (chains, batch)."""
-
-    def __init__(self, model: objectives.Model, x: Tensor, n_leapfrog: int):
-        self.model, self.x, self.n_leapfrog = model, x, n_leapfrog
-
-    def pilot(self, times: list[float], n_chains: int) -> list[Tensor]:
-        """Step sizes (batch, 1) for each temperature, from one adaptive forward run with random numbers of its own."""
-        z = self.model.prior().sample((n_chains, len(self.x)))
-        size = torch.full_like(z[0, :, :1], 0.3)
-        sizes = []
-        for t in times[1:]:
-            z, accepted = self.move(z, t, size)
-            size = size * (0.15 * (accepted.mean(0).unsqueeze(-1) - 0.65)).exp()
-            sizes.append(size)
-        return sizes
-
-    def forward(self, times: list[float], z: Tensor, sizes: list[Tensor]) -> Tensor:
-        weight = torch.zeros(z.shape[:-1], dtype=torch.float64)
-        for before, t, size in zip(times, times[1:], sizes, strict=False):
-            weight += (t - before) * self.log_likelihood(z).cpu().double()
-            z, _ = self.move(z, t, size)
-        return weight
-
-    def backward(self, times: list[float], z: Tensor, sizes: list[Tensor]) -> Tensor:
-        """The forward run in reverse: each Hamiltonian move is its own reverse."""
-        weight = torch.zeros(z.shape[:-1], dtype=torch.float64)
-        for before, t, size in reversed(list(zip(times, times[1:], sizes, strict=False))):
-            z, _ = self.move(z, t, size)
-            weight += (t - before) * self.log_likelihood(z).cpu().double()
-        return weight
-
-    @torch.no_grad()
-    def log_likelihood(self, z: Tensor) -> Tensor:
-        return log_likelihood(self.model, z, self.x)
-
-    def energy(self, z: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """−log f_t(z) (chains, batch) and its gradient."""
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            value = -self.model.prior().log_prob(z) - t * log_likelihood(self.model, z, self.x)
-            return value.detach(), torch.autograd.grad(value.sum(), z)[0]
-
-    def move(self, z: Tensor, t: float, size: Tensor) -> tuple[Tensor, Tensor]:
-        """One Hamiltonian move that leaves f_t in place: the new state and the acceptance probability (chains, batch)."""
-        momentum = torch.randn_like(z)
-        start, gradient = self.energy(z, t)
-        start = start + 0.5 * momentum.square().sum(-1)
-        new, end, momentum = z, start, momentum - 0.5 * size * gradient
-        for step in range(self.n_leapfrog):
-            new = new + size * momentum
-            end, gradient = self.energy(new, t)
-            momentum = momentum - (0.5 if step == self.n_leapfrog - 1 else 1.0) * size * gradient
-        end = end + 0.5 * momentum.square().sum(-1)
-        accepted = (start - end).exp().clamp(max=1).nan_to_num(0.0)
-        keep = torch.rand_like(accepted) < accepted
-        return torch.where(keep.unsqueeze(-1), new, z), accepted

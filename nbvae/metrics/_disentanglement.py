@@ -34,12 +34,14 @@ class Importances(NamedTuple):
     """What predicts the factors from a code, 0 to 1.
 
     - `disentanglement`: 1 where each latent that is of use predicts one factor alone, 0 where each is of the same use for all;
-    - `informativeness`: the share of errors that is saved on new examples, against saying the most frequent value;
+    - `informativeness`: the mean over the factors of `saved` (m,), the share of errors that is saved on new examples, against
+      saying the most frequent value;
     - `importance`: of latent i for factor j (k, m), 1 in sum over the latents.
     """
 
     disentanglement: float
     informativeness: float
+    saved: Float[np.ndarray, " m"]
     importance: Float[np.ndarray, "k m"]
 
     estimates, estimate, to_frame = results.Quantities.estimates, results.Quantities.estimate, results.Quantities.to_frame
@@ -115,7 +117,7 @@ def importances(codes: Any, factors: Any, trees: int = 30, seed: int = 0) -> Imp
         wrong, before = (np.mean(factor[half:] != said) for said in (forest.predict(codes[half:]), _mode(factor[:half])))
         saved.append(1 - wrong / before if before else float(not wrong))
     importance = np.stack(columns, axis=1)
-    return Importances(_one_factor_each(importance), float(np.mean(saved)), importance)
+    return Importances(_one_factor_each(importance), float(np.mean(saved)), np.array(saved), importance)
 
 
 def _one_factor_each(importance: np.ndarray) -> float:
