@@ -354,21 +354,11 @@ def pseudovalues(function: Callable[..., float], *tables: np.ndarray) -> np.ndar
     return n * function(*tables) - (n - 1) * np.array(without)
 
 
-def claimed(claims: Any) -> Any:
-    """Those whose mean is twice as far from zero as Student's 95 % interval reaches, so that longer training may move it."""
-
-    def is_clear(values: Any) -> bool:
-        mean = Estimate.over_runs(values.to_numpy())
-        return bool(abs(mean.value) > 2 * mean.stderr * stats.t.ppf(0.975, len(values) - 1))
-
-    return claims.groupby(["objective", "quantity"], sort=False).filter(lambda each: is_clear(each["value"]))
-
-
 def _checks(plan: Plan, by_passes: dict[Any, Any]) -> list[convergence.Check]:
     """On its side after twice the passes is what is claimed; and the costs of axes are known well enough."""
     every = {passes: sides(frame) for passes, frame in by_passes.items()}
     keys = ["objective", "quantity"]
-    clear = claimed(every[plan.passes])[keys].drop_duplicates()
+    clear = convergence.clear(every[plan.passes], keys)[keys].drop_duplicates()
     some: Any = pd.concat([each.merge(clear, on=keys).assign(passes=passes) for passes, each in every.items()])
     nats = every[plan.passes][every[plan.passes]["quantity"].str.startswith("random axes cost more")]
     sizes = {" ".join(name): Estimate.over_runs(each["value"].to_numpy()) for name, each in nats.groupby(keys, sort=False)}

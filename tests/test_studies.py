@@ -381,6 +381,20 @@ def test_a_claim_of_a_side_holds_after_both_numbers_of_passes_or_fails(few, many
     assert convergence.same_side(sure, ["objective"]).passed
 
 
+def test_clear_is_what_is_twice_as_far_from_zero_as_its_interval():
+    def claims(values: list[float]) -> pd.DataFrame:
+        return pd.DataFrame({"objective": "a", "quantity": "b", "seed": range(len(values)), "value": values})
+
+    half = 4.303 * 0.1 / 3**0.5  # of three values with a deviation of .1
+    for mean, kept in ((1.9, False), (2.1, True), (-2.1, True)):
+        found = convergence.clear(claims([mean * half + each for each in (-0.1, 0.0, 0.1)]), ["objective", "quantity"])
+        assert len(found) == (3 if kept else 0)
+    assert not len(convergence.clear(claims([0.0, 0.0, 0.0]), ["objective"]))
+    assert len(convergence.clear(claims([0.1, 0.1, 0.1]), ["objective"]))
+    both = pd.concat([claims([0.1, 0.11, 0.12]).assign(objective="sure"), claims([0.1, -0.1, 0.2])])
+    assert set(convergence.clear(both, ["objective"])["objective"]) == {"sure"}
+
+
 def test_only_effects_that_are_large_enough_are_claimed_and_of_the_seeds_that_have_both():
     rows = [(4, seed, "large", 2.0) for seed in range(4)] + [(8, seed, "large", 9.0) for seed in range(2)]
     rows += [(passes, seed, "small", 0.3) for passes in (4, 8) for seed in range(2)]

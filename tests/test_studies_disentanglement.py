@@ -256,17 +256,6 @@ def test_the_jackknife_has_the_error_of_repeated_draws():
     assert np.median(errors) == pytest.approx(np.std([study.share(each) for each in drawn]), rel=0.25)
 
 
-def test_claimed_is_what_is_twice_as_far_from_zero_as_its_interval():
-    def claims(values: list[float]) -> pd.DataFrame:
-        return pd.DataFrame({"objective": "a", "quantity": "b", "seed": range(len(values)), "value": values})
-
-    half = 4.303 * 0.1 / 3**0.5  # of three values with a deviation of .1
-    for mean, claim in ((1.9, False), (2.1, True), (-2.1, True)):
-        assert bool(len(study.claimed(claims([mean * half + each for each in (-0.1, 0.0, 0.1)])))) == claim
-    assert not len(study.claimed(claims([0.0, 0.0, 0.0])))
-    assert len(study.claimed(claims([0.1, 0.1, 0.1])))
-
-
 def test_every_row_has_the_beta_or_the_weight_of_its_name():
     rows = study.rows_of(study.plan("glyphs", "full"))
     assert rows["VAE"] == {"family": "diagonal", "beta": 1.0, "weight": None}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import studies
-from nbvae import data, estimators, models
+from nbvae import data, estimators, models, results
 from studies import multi_beta as study
 from studies.multi_beta import Choice, Entrant, Plan
 
@@ -160,22 +160,66 @@ def test_regrets_are_differences_in_pairs_of_seeds_at_each_beta_and_their_mean()
     shift = {(0.5, 0): 1.0, (0.5, 1): 1.0, (2.0, 0): 2.0, (2.0, 1): 4.0}
     given = frame({"β-VAE": plain, "film p=0": {at: plain[at] + more for at, more in shift.items()}, "gates p=0": plain})
     plan = Plan(kinds=("film p=0", "gates p=0"), betas=(0.5, 2.0))
-    claims = study.claims_of(plan, given)
-    assert {
-        at: (claim.value, claim.stderr) for at, claim in claims.xs(("train", "film p=0"), level=["split", "objective"]).items()
-    } == {
+    each = results.over_seeds(study.regrets(given), by=["split", "objective", "beta"])
+    assert {at: (regret.value, regret.stderr) for at, regret in each["train"]["film p=0"].items()} == {
         "mean": pytest.approx((4.0, 1.0)),
         "0.5": pytest.approx((2.0, 0.0)),
         "2": pytest.approx((6.0, 2.0)),
     }
-    # On test images, and of other kinds, the mean alone is claimed.
-    assert {key: (claim.value, claim.stderr) for key, claim in claims.items() if key[:2] != ("train", "film p=0")} == {
-        ("test", "film p=0", "mean"): pytest.approx((2.0, 0.5)),
-        ("test", "gates p=0", "mean"): (0.0, 0.0),
-        ("train", "gates p=0", "mean"): (0.0, 0.0),
+    assert each["test", "film p=0", "mean"].value == pytest.approx(2.0)
+    assert each["train", "gates p=0", "mean"].value == 0.0
+    # The size of FiLM's means alone is claimed.
+    claims = study.claims_of(plan, given)
+    assert {key: (claim.value, claim.stderr) for key, claim in claims.items()} == {
+        ("train", "film p=0"): pytest.approx((4.0, 1.0)),
+        ("test", "film p=0"): pytest.approx((2.0, 0.5)),
     }
-    said = study._said(plan, claims)
-    assert "film p=0 +4.0 ± 1.0 (at most +6 ± 2, at β = 2); gates p=0 +0 ± 0 (train). film p=0 +2.0 ± 0.5; gates" in said
+    assert "means over βs: film p=0 +4.0 ± 1.0 (train). film p=0 +2.0 ± 0.5 (test)." in study._said(plan, given)
+
+
+def test_sides_are_of_all_means_and_on_training_images_of_the_first_kind_at_each_beta_and_of_what_the_others_lose_beyond_it():
+    plain = {(beta, seed): 10.0 * beta for beta in (0.5, 2.0) for seed in (0, 1)}
+    more = {name: {at: value + shift for at, value in plain.items()} for name, shift in (("film p=0", 1.0), ("gates p=0", 4.0))}
+    more["film p=0, compute of 4 β-VAEs"] = {at: value - 0.5 for at, value in plain.items()}
+    plan = Plan(kinds=("film p=0", "gates p=0"), betas=(0.5, 2.0))
+    sides = study.sides(plan, frame({"β-VAE": plain, **more}))
+    found = sides.groupby(["quantity", "split", "objective", "beta"])["value"].agg(list)
+    assert found.to_dict() == {
+        ("regret", "test", "film p=0", "mean"): [1.0, 1.0],
+        ("regret", "test", "gates p=0", "mean"): [4.0, 4.0],
+        ("regret", "train", "film p=0", "mean"): [2.0, 2.0],
+        ("regret", "train", "film p=0", "0.5"): [2.0, 2.0],
+        ("regret", "train", "film p=0", "2"): [2.0, 2.0],
+        ("regret", "train", "gates p=0", "mean"): [8.0, 8.0],
+        (study.ABOVE, "train", "gates p=0", "mean"): [6.0, 6.0],
+        (study.ABOVE, "train", "film p=0, compute of 4 β-VAEs", "mean"): [-3.0, -3.0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("later", "passed"),
+    [
+        ({}, [True, True, True]),
+        ({"film p=0": 1.24}, [True, True, True]),
+        ({"film p=0": 1.3}, [True, False, True]),  # a size, by more than a quarter
+        ({"gates p=0": 1.1}, [True, True, True]),  # of the others sides alone
+        ({"gates p=0": 0.9}, [True, True, False]),  # now better than FiLM
+        ({"film p=0, compute of 4 β-VAEs": 1.2}, [True, True, False]),
+    ],
+)
+def test_twice_the_passes_may_move_the_sizes_of_the_others_and_no_side(later, passed):
+    plan = Plan(kinds=("film p=0", "gates p=0"), betas=(0.5, 2.0), seeds=(0, 1, 2, 3), again=3)
+    plain = {(beta, seed): 10.0 * beta + seed for beta in plan.betas for seed in plan.seeds}
+
+    def of(shifts: dict[str, float]) -> pd.DataFrame:
+        noise = {seed: 0.01 * (seed % 2) for seed in plan.seeds}
+        names = {name: {at: loss + shift + noise[at[1]] for at, loss in plain.items()} for name, shift in shifts.items()}
+        return frame({"β-VAE": plain, **names})
+
+    first = {"film p=0": 1.0, "gates p=0": 4.0, "film p=0, compute of 4 β-VAEs": 0.5}
+    longer = of(first | later)
+    checks = study._checks(plan, {400: of(first), 800: longer[longer["seed"] < 3]})
+    assert [check.passed for check in checks] == passed
 
 
 def test_learning_rates_are_chosen_by_the_training_loss_for_training_images_and_by_the_validation_loss_for_test_images():
