@@ -60,7 +60,7 @@ class Plan(Common):
     correlation: tuple[float, ...] = (3.0, 6.0)
     estimator: str = "stratified"
     free: float = 4.0
-    passes: int = 50
+    passes: int = 100
     again: int = 12
     latent_dim: int = 10
     hidden: tuple[int, ...] = (128,)
