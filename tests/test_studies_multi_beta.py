@@ -174,7 +174,9 @@ def test_regrets_are_differences_in_pairs_of_seeds_at_each_beta_and_their_mean()
         ("train", "film p=0"): pytest.approx((4.0, 1.0)),
         ("test", "film p=0"): pytest.approx((2.0, 0.5)),
     }
-    assert "means over βs: film p=0 +4.0 ± 1.0 (train). film p=0 +2.0 ± 0.5 (test)." in study._said(plan, given)
+    said = study._said(plan, given, given)
+    assert "means over βs: film p=0 +4.0 ± 1.0 (train). film p=0 +2.0 ± 0.5 (test)." in said
+    assert "of film p=0 on training images are +2 ± 0 at β = 0.5, +6 ± 2 at β = 2." in said
 
 
 def test_sides_are_of_all_means_and_on_training_images_of_the_first_kind_at_each_beta_and_of_what_the_others_lose_beyond_it():
