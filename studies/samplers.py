@@ -66,7 +66,6 @@ class Plan(Common):
     neighbours: int = 5
     nearest: int = 2000
     resamplings: int = 100
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
 
     def __post_init__(self) -> None:
