@@ -180,8 +180,10 @@ def plan(dataset: str, budget: str) -> Plan:
             measured=4000,
             largest_error=0.25,
             seeds=(0, 1, 2),
-            again=2,
+            again=3,
             search=1,
+            kinds=("film p=0", "gain p=0", "gates p=0", "log β alone p=0"),
+            points=(4,),
         )
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
