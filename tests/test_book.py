@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 
 import pages  # noqa: E402
+import picture  # noqa: E402
 import staleness  # noqa: E402
 
 import build  # noqa: E402
@@ -48,6 +49,10 @@ def test_the_built_pages_pass_every_check(html):
 def test_the_offered_notebooks_name_no_folder_of_this_machine(html):
     for chapter in CHAPTERS:
         assert str(ROOT) not in (html / "_sources" / f"{chapter}.ipynb").read_text(encoding="utf-8")
+
+
+def test_the_picture_of_the_landing_page_has_the_numbers_of_the_record():
+    assert picture.mark(picture.recorded()) in picture.PICTURE.read_text(encoding="utf-8"), "run python book/picture.py"
 
 
 def browse(address: str, profile: Path, *options: str) -> tuple[str, list[str], list[str]]:
