@@ -225,7 +225,7 @@ def test_sides_are_differences_on_the_same_seed():
         "β = 4, full covariance": 0.0,
     }
     assert mean["random axes cost more, than of one variance"].to_dict() == {"β = 4": 2.5}
-    assert mean["random axes cost more, than of full covariance"].to_dict() == {"β = 4": 3.0}
+    assert "random axes cost more, than of full covariance" not in mean
     assert mean["labelled axes cost more"].to_dict() == {"VAE": 0.25, "β = 4": 0.25}
     assert found["MIG, labelled axes", "weight 6 on TC"].tolist() == pytest.approx([0.35, 0.2, 0.15])
     assert found["MIG, random axes", "VAE"].tolist() == pytest.approx([-0.1, -0.2, -0.3])
