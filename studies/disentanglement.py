@@ -134,7 +134,7 @@ def run(plan: Plan, lab: Lab) -> Record:
         lab,
         first.to_dict("records"),
         checks=_checks(plan, by_passes),
-        said=_said(plan, first),
+        said=_said(plan, by_passes),
     )
 
 
@@ -370,15 +370,16 @@ def _checks(plan: Plan, by_passes: dict[Any, Any]) -> list[convergence.Check]:
     ]
 
 
-def _said(plan: Plan, first: Any) -> str:
-    claims = sides(first)
-    found = {
-        key: Estimate.over_runs(each["value"].to_numpy()) for key, each in claims.groupby(["objective", "quantity"], sort=False)
-    }
+def _said(plan: Plan, by_passes: dict[Any, Any]) -> str:
+    found, later = (
+        {key: Estimate.over_runs(each["value"].to_numpy()) for key, each in sides(frame).groupby(["objective", "quantity"])}
+        for _, frame in sorted(by_passes.items())
+    )
     name, more = _beta(plan.free), "random axes cost more"
+    full = f"{name}, {FULL}", more
     return (
-        f"Axes turned at random would cost the model with {name} {found[name, more]} nats more than its own, and "
-        f"{found[f'{name}, {FULL}', more]} more where posteriors may have any covariance. Of the variance of the MIG between "
+        f"Axes turned at random would cost the model with {name} {found[name, more]} nats more than its own. Where posteriors may "
+        f"have any covariance that is {found[full]}, and {later[full]} after twice the passes. Of the variance of the MIG between "
         f"models a share of {0.5 - found['all', 'MIG by seeds']} lies between objectives, and over seeds its rank correlation "
         f"with the loss is {found['all', 'loss and MIG']:+}."
     )
