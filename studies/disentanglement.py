@@ -380,6 +380,6 @@ def _said(plan: Plan, by_passes: dict[Any, Any]) -> str:
     return (
         f"Axes turned at random would cost the model with {name} {found[name, more]} nats more than its own. Where posteriors "
         f"may have any covariance that is {found[full]}, and {later[full]} after twice the passes. Of the variance of the MIG "
-        f"between models a share of {0.5 - found['all', 'MIG by seeds']} lies between objectives, and over seeds its rank correlation "
-        f"with the loss is {found['all', 'loss and MIG']:+}."
+        f"between models a share of {0.5 - found['all', 'MIG by seeds']} lies between objectives, and over seeds its rank "
+        f"correlation with the loss is {found['all', 'loss and MIG']:+}."
     )
