@@ -36,9 +36,10 @@ def draw(path: Path = PICTURE) -> None:
     """Write the picture."""
     series = recorded()
     with mpl.rc_context({"svg.hashsalt": "picture", "figure.constrained_layout.use": True}):
-        ax = plotting.rd_plane(series)
-        ax.figure.savefig(path, metadata={"Date": None, "Description": mark(series)})
-        plt.close(ax.figure)
+        figure, ax = plt.subplots(figsize=(6.4, 4.2))
+        plotting.rd_plane(series, ax=ax)
+        figure.savefig(path, metadata={"Date": None, "Description": mark(series)})
+        plt.close(figure)
 
 
 if __name__ == "__main__":
