@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from studies import samplers as study
-from studies.samplers import ALONE, BASE, FLOOR, MANY, NONE, PRIOR, Plan
+from studies.samplers import ALONE, BASE, DRAWN, FLOOR, MANY, NONE, PRIOR, Plan
 
 
 def rows(values: dict[tuple[str, str], float], passes: int = 4) -> pd.DataFrame:
@@ -23,17 +23,18 @@ def rows(values: dict[tuple[str, str], float], passes: int = 4) -> pd.DataFrame:
 VALUES = {(MANY, BASE): 2.0, (MANY, "prior"): 7.0, (MANY, "chain"): 2.5, (ALONE, BASE): 3.0, (NONE, FLOOR): 0.5}
 
 
-def test_samplers_are_compared_with_the_mixture_of_the_same_seed_and_recursions_with_the_prior():
-    apart = study.sides(rows(VALUES | {(MANY, "recursive"): 6.0, (ALONE, "prior"): 9.0}))
+def test_samplers_are_compared_with_the_mixture_of_the_same_seed_and_the_recursion_that_draws_x_with_the_prior():
+    apart = study.sides(rows(VALUES | {(MANY, DRAWN): 6.0, (MANY, "recursive"): 8.0, (ALONE, "prior"): 9.0}))
     means = apart.groupby(study.PLACE)["value"].agg(["mean", "std"])
     assert means["mean"].to_dict() == {
         (BASE, MANY, "prior"): pytest.approx(math.log(7 / 2)),
         (BASE, MANY, "chain"): pytest.approx(math.log(2.5 / 2)),
-        (BASE, MANY, "recursive"): pytest.approx(math.log(6 / 2)),
+        (BASE, MANY, DRAWN): pytest.approx(math.log(6 / 2)),
+        (BASE, MANY, "recursive"): pytest.approx(math.log(8 / 2)),
         (BASE, ALONE, "prior"): pytest.approx(math.log(9 / 2)),
         (BASE, ALONE, BASE): pytest.approx(math.log(3 / 2)),
         (BASE, NONE, FLOOR): pytest.approx(math.log(0.5 / 2)),
-        (PRIOR, MANY, "recursive"): pytest.approx(math.log(6 / 7)),
+        (PRIOR, MANY, DRAWN): pytest.approx(math.log(6 / 7)),
     }
     assert (means["std"] < 1e-12).all()
 
@@ -45,15 +46,15 @@ def test_samplers_are_compared_with_the_mixture_of_the_same_seed_and_recursions_
         ({(MANY, "prior"): 12.0}, True),  # farther on the same side
         ({(MANY, "prior"): 1.9}, False),
         ({(MANY, "chain"): 1.9}, False),
-        ({(MANY, "recursive"): 6.5}, True),
-        ({(MANY, "recursive"): 7.5}, False),  # now farther than the prior
+        ({(MANY, DRAWN): 6.5}, True),
+        ({(MANY, DRAWN): 7.5}, False),  # now farther than the prior
         ({(NONE, FLOOR): 9.0}, True),  # nothing was trained
     ],
 )
 def test_twice_the_passes_bring_no_sampler_to_the_other_side_of_the_mixture_and_no_recursion_to_that_of_the_prior(
     changes, passed
 ):
-    plan, values = Plan(passes=4, seeds=(0, 1, 2), again=3), VALUES | {(MANY, "recursive"): 6.0}
+    plan, values = Plan(passes=4, seeds=(0, 1, 2), again=3), VALUES | {(MANY, DRAWN): 6.0}
     frame = pd.concat([rows(values, 4), rows(values | changes, 8)])
     assert study._doubled(plan, frame).passed == passed
 
