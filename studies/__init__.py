@@ -22,8 +22,8 @@ from studies.plan import BUDGETS, Plan
 from studies.record import Record, read
 
 NAMES = (
-    *("failures", "objectives", "weights", "curve", "spectra", "sigma", "collapse"),
-    *("multi_beta", "samplers", "third_axis"),
+    *("failures", "objectives", "weights", "curve", "decoders", "spectra", "sigma", "collapse"),
+    *("multi_beta", "samplers", "third_axis", "disentanglement"),
 )
 
 __all__ = ["NAMES", "Lab", "Plan", "Record", "load", "study"]

@@ -416,6 +416,42 @@ def crossings(frame: Any) -> Any:
     return pd.DataFrame(rows)
 
 
+def endings(frame: Any) -> Any:
+    """Between which βs of the grid codes end: a row for each source and `quantity`, cold, continued, or continued and better.
+
+    `every` is the last β over β_c up to which every seed has one, 0 where there is none; `none` is the first from which on no
+    seed has one, infinite where some have one to the end. A model has a code if its rate is more than a twentieth of that of
+    the continued model of its seed at the smallest β; continued models are better where they gain on the collapsed one, too.
+    """
+    rows = []
+    for name in frame.loc[frame["start"] == COLD, "objective"].unique():
+        some = frame[(frame["objective"] == name) & frame["start"].isin((COLD, CONTINUED))]
+        table = some.pivot_table(index="level", columns=["start", "quantity", "seed"], values="value").sort_index()
+        mark = _MARK * table[CONTINUED, "rate"].iloc[0]
+        codes: dict[str, Any] = {start: table[start, "rate"] > mark for start in (COLD, CONTINUED)}
+        codes["better"] = codes[CONTINUED] & (table[CONTINUED, "gain"] > 0)
+        for quantity, has in codes.items():
+            every, some_left = has.all(axis=1).cummin(), has.any(axis=1)[::-1].cummax()[::-1]
+            place = {"every": has.index[every].max() if every.any() else 0.0}
+            place["none"] = has.index[~some_left].min() if not some_left.all() else math.inf
+            rows.append({"objective": name, "quantity": quantity} | place)
+    return pd.DataFrame(rows)
+
+
+def counts(frame: Any) -> Any:
+    """MSE over the level s of the models of each source, at the coarsest and the finest of the four smallest levels, by seed.
+
+    By so many latents an optimum seems to be moved: the slope of D* against R is −n over it.
+    """
+    rows = []
+    for name in frame.loc[frame["start"] == LEVELS, "objective"].unique():
+        for seed, each in stars(frame, name).sort_values("level").groupby("seed"):
+            count = (each["mse"] / each["level"]).head(4)
+            for quantity, value in (("MSE/s, coarse", count.iloc[-1]), ("MSE/s, fine", count.iloc[0])):
+                rows.append({"objective": name, "quantity": quantity, "seed": seed, "value": value})
+    return pd.DataFrame(rows)
+
+
 def gaps(frame: Any) -> Any:
     """The logarithm of how much farther continued models keep a code than cold ones, for each source and seed."""
     ends = crossings(frame)

@@ -123,6 +123,19 @@ def twice_as_long(effects: Any, passes: int, seeds: Sequence[int], least: float)
     return twice(claims.assign(allowed=claims["claim"] / 4), ["objective"])
 
 
+def clear(frame: Any, by: list[str], least: float = 2.0) -> Any:
+    """The rows of claims whose means over seeds are clear of 0, and so may bear to be moved by longer training.
+
+    - `frame`: a row for each `seed` and value of the columns in `by`, which tell the claims apart.
+    - `least`: how many halves of its 95 % interval, by Student's t, a mean must be from 0.
+    """
+
+    def is_clear(values: Any) -> bool:
+        return abs(_in_halves(Estimate.over_runs(values.to_numpy()))) > least
+
+    return frame.groupby(by, sort=False).filter(lambda each: is_clear(each["value"]))
+
+
 def same_side(frame: pd.DataFrame, by: list[str]) -> Check:
     """Compare on which side of 0 claims are, after the plan's passes and after twice as many.
 

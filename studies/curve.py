@@ -83,6 +83,8 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset != "digits":
         full = full.changed(images=10_000, sizes=(1000, 10_000), passes=50, latent_dim=32, hidden=(256,), lrs=(2e-3, 1e-3))
         full = full.changed(draws=1, measured=4000, largest_error=0.25)
+    if dataset in ("mnist", "glyphs"):
+        full = full.changed(betas=(0.2, 0.6, 1.0, 2.0, 3.0, 5.0, 7.0), levels=(0.0125, 0.05, 0.1, 0.4))
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if dataset == "patches":

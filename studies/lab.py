@@ -192,11 +192,16 @@ class Lab:
 
 def work(module: str, name: str, cell: dict[str, Any], store: str | None, device: str) -> Result:
     """One call, wherever it runs."""
+    if _worker.get("stopped"):
+        raise training.Interrupted("this process was told to stop, and begins nothing")
     start, saved = time.perf_counter(), _saved.set([])
     try:
         function = getattr(importlib.import_module(module), name)
         value = function(**cell, store=store, device=device)
         took = time.perf_counter() - start + math.fsum(_saved.get())
+    except training.Interrupted:
+        _worker["stopped"] = "own" in _worker
+        raise
     finally:
         _saved.reset(saved)
     arrays = {key: each for key, each in value.items() if isinstance(each, np.ndarray)}
@@ -207,6 +212,13 @@ def work(module: str, name: str, cell: dict[str, Any], store: str | None, device
 
 
 _saved: contextvars.ContextVar[list[float]] = contextvars.ContextVar("saved")
+_worker: dict[str, bool] = {}  # of a process of `processes`: what is handed to it after it was told to stop is not begun
+
+
+def _begin() -> None:
+    """What such a process does first."""
+    torch.set_num_threads(1)
+    _worker["own"] = True
 
 
 def sweep(*arguments: Any, store: str | None, **settings: Any) -> list[Any]:
@@ -226,7 +238,7 @@ def processes(count: int | None = None) -> Callable[[], Executor]:
     """Executors of `count` processes, one for each core by default, with one thread each."""
     count = os.cpu_count() or 1 if count is None else checks.whole("workers", count)
     spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads
-    return lambda: ProcessPoolExecutor(count, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,))
+    return lambda: ProcessPoolExecutor(count, mp_context=spawn, initializer=_begin)
 
 
 def dask(address: str) -> Callable[[], Executor]:

@@ -4,24 +4,26 @@ The model takes β as an input and is trained for all of them at once. That one 
 loss, a β-VAE's among them, by FiLM and with log-uniform weights, is of Dosovitskiy & Djolonga (2020); the gates that it is
 compared with are those of the Multi-Rate VAE (Bae et al. 2023).
 
-All have the same architecture, batch size and schedule. Learning rate and number of passes are chosen on the validation images,
-of a β-VAE for its β, of one model by the mean over the βs that it is compared at: further ones are tried while the best is the
-largest or the smallest, up to the passes that a model may have. So the best need not be the longest: where there are few images
-longer trainings of a small β are worse. Regrets are differences on the test images, in pairs of seeds. There is no smaller β
-than .1, as such β-VAEs fit their training images: on others they are worse under their own D + βR than those of β = .1.
+All have the same architecture, batch size and schedule, and differences are in pairs of seeds. They are taken twice. On the
+*training* images, which tell how good an optimum each has found, learning rates are chosen by the loss there. On the *test*
+images learning rate and number of passes are chosen on the validation images, of a β-VAE for its β, of one model by the mean
+over the βs that it is compared at: where there are few images longer trainings of a small β are worse, and one model has one
+number of passes for all β. Further learning rates and passes are tried while the best is the largest or the smallest, up to the
+passes that a model may have.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import distributions, nn
 
-from nbvae import checks, data, estimators, models, objectives, results, training
+from nbvae import checks, curves, data, estimators, models, objectives, results, training
 from nbvae.models.multi_beta import Condition
 from nbvae.models.vae import normal
 from studies import convergence
@@ -35,9 +37,11 @@ QUESTION = "What does one model of many β lose against one β-VAE for each, at 
 CHAPTER = "05_one_model_many_betas"
 DATASETS = ("digits", "mnist", "glyphs")
 DEDICATED = "β-VAE"
+ABOVE = "regret above the first kind's"
 DATA = ("dataset", "binarize", "images")
 SHAPE = ("network", "hidden", "latent_dim", "batch", "low", "high")
-CONDITIONINGS = ("film", "gates", "free variance", "log β alone")
+CONDITIONINGS = ("film", "gates", "gain", "free variance", "log β alone")
+CHOSEN_BY = {"train": "train loss", "test": "validation loss"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +49,9 @@ class Plan(Common):
     """Settings of the study.
 
     - `kinds`: models of many β, "CONDITIONING p=POWER", trained with the weights β^(−POWER). "film" and "gates" are those of
-      `models.MultiBetaVAE`; "free variance" is film without the log-variance's response to β, "log β alone" film by linear
-      functions of log β. The first is the one that is also compared at equal compute.
+      `models.MultiBetaVAE`; "gain" scales and shifts the code alone, as codecs of variable rate do; "free variance" is film
+      without the log-variance's response to β, "log β alone" film by linear functions of log β. The first is the one that is
+      also compared at equal compute.
     - `betas`: where they are compared.
     - `points`: the numbers of β-VAEs, of a short curve and of a long one, whose compute one model is given.
     - `low`, `high`: the range of β that one model is trained for, a wider one: at its ends it has neighbours on one side only.
@@ -58,15 +63,12 @@ class Plan(Common):
     - `gain`: by how much the largest or the smallest must be better than the others for the search to go on, in nats.
     - `price`, `sweep_price`: what a step of one model costs, in steps of a β-VAE that is trained alone, and of one of four in a
       sweep (benchmarks/speed.py).
-    - `draws`: of z for each image, to measure D; `measured`: how many validation and test images at most, None for all.
+    - `draws`: of z for each image, to measure D; `measured`: how many images of a split at most, None for all.
     - `largest_error`: the most that the standard error of a mean regret may be, in nats, unless it is at most a quarter of it.
     - `keep`: whether a model of the first kind is recorded, as "one_model".
     """
 
-    kinds: tuple[str, ...] = (
-        *("film p=0.25", "film p=0", "film p=0.5", "gates p=0", "gates p=0.25"),
-        *("free variance p=0.25", "log β alone p=0.25"),
-    )
+    kinds: tuple[str, ...] = ("film p=0", "film p=0.25", "gain p=0", "gates p=0", "free variance p=0", "log β alone p=0")
     betas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     points: tuple[int, ...] = (4, 10)
     low: float = 0.05
@@ -166,7 +168,6 @@ def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset, keep=dataset == "digits")
     if dataset in ("mnist", "glyphs"):
         full = full.changed(
-            kinds=("film p=0", "film p=0.25", "gates p=0", "free variance p=0", "log β alone p=0"),
             images=10_000,
             hidden=(200, 200),
             latent_dim=16,
@@ -179,24 +180,25 @@ def plan(dataset: str, budget: str) -> Plan:
             measured=4000,
             largest_error=0.25,
             seeds=(0, 1, 2),
-            again=2,
+            again=3,
             search=1,
+            kinds=("film p=0", "gain p=0", "gates p=0", "log β alone p=0"),
+            points=(4,),
         )
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     short = full.changed(kinds=(full.kinds[0], "gates p=0"), lrs=full.lrs[1:2], draws=1, seeds=(0, 1), again=2, search=1)
     if budget == "quick":
-        return short.changed(passes=20, images=2000, measured=2000).stretched("passes")
+        return short.changed(passes=20, images=2000, measured=2000, points=(4,)).stretched("passes")
     if budget == "smoke":
-        return short.changed(images=200, measured=500, passes=2, betas=full.betas[1:3], points=(4,), hidden=(16,))
+        return short.changed(images=200, measured=500, passes=2, betas=(0.3, 1.0), points=(4,), hidden=(16,))
     return full
 
 
 def run(plan: Plan, lab: Lab) -> Record:
     every = searched(plan, lab)
     frame = compared(plan, every, 1, plan.seeds)
-    again = [compared(plan, every, times, plan.seeds[: plan.again]) for times in (1, 2)]
-    claims = claims_of(plan, frame)
+    longer = compared(plan, every, 2, plan.seeds[: plan.again])
     return Record.of(
         __name__,
         plan,
@@ -205,10 +207,9 @@ def run(plan: Plan, lab: Lab) -> Record:
         checks=[
             _crossed(plan, frame, DEDICATED, "the β-VAEs"),
             _crossed(plan, frame, plan.kinds[0], "one model's views"),
-            convergence.errors({f"{name} at β = {beta}": claim for (name, beta), claim in claims.items()}, plan.largest_error),
-            _doubled(plan, claims, *again),
+            *_checks(plan, {plan.passes: frame, 2 * plan.passes: longer}),
         ],
-        said=_said(plan, claims),
+        said=_said(plan, frame, longer),
         runs={"one_model": _kept(plan, lab, every)} if plan.keep else {},
     )
 
@@ -224,11 +225,12 @@ def searched(plan: Plan, lab: Lab) -> Any:
     while todo:
         found = trainings(plan, lab, [(choice, first) for choice in todo], "the search")
         every = pd.concat([every, found], ignore_index=True)
-        todo = further(every, most, plan.gain)
+        todo = list(dict.fromkeys(each for by in CHOSEN_BY.values() for each in further(every, most, plan.gain, by)))
     chosen: dict[Choice, tuple[int, ...]] = {}
     for times, seeds in ((2, plan.seeds[: plan.again]), (1, plan.seeds)):  # all seeds, where some are asked for as well
         for entrant in entrants(plan):
-            chosen |= dict.fromkeys(choose(plan, every, entrant, times), seeds[plan.search :])
+            for by in CHOSEN_BY.values():
+                chosen |= dict.fromkeys(choose(plan, every, entrant, times, by), seeds[plan.search :])
     rest = [(choice, seeds) for choice, seeds in chosen.items() if seeds]
     return pd.concat([every, trainings(plan, lab, rest, "other seeds")], ignore_index=True) if rest else every
 
@@ -257,16 +259,17 @@ def trainings(plan: Plan, lab: Lab, todo: Iterable[tuple[Choice, tuple[int, ...]
     return pd.DataFrame([row for found in lab.map(train, cells, what) for row in found["rows"]])
 
 
-def further(every: Any, most: Mapping[tuple[str, float], int], gain: float) -> list[Choice]:
+def further(every: Any, most: Mapping[tuple[str, float], int], gain: float, by: str) -> list[Choice]:
     """Trainings to add because the best learning rate, or else the best number of passes, is an edge of those tried.
 
-    - `every`: rows with a conditioning, member, passes, lr, seed, beta and the loss on the validation images.
+    - `every`: rows with a conditioning, member, passes, lr, seed, beta and losses.
     - `most`: the most passes of each conditioning and member.
     - `gain`: by how much an edge must be better than the others, in nats.
+    - `by`: the loss that tells which is better, a column.
     """
     found = []
     for (conditioning, member), group in every.groupby(["conditioning", "member"], sort=False):
-        means = _means(group)
+        means = _means(group, by)
         rates = {int(passes): means[passes] for passes in means.index.unique("passes")}
         beyond = {passes: lr for passes, losses in rates.items() if (lr := beyond_edge(losses, gain))}
         found += [Choice(conditioning, member, passes, _rounded(lr)) for passes, lr in beyond.items()]
@@ -297,13 +300,13 @@ def _rounded(lr: float) -> float:
     return float(f"{lr:.2g}")
 
 
-def choose(plan: Plan, every: Any, entrant: Entrant, times: int) -> list[Choice]:
-    """The best trainings of an entrant, of at most so many times its passes, one for each member."""
+def choose(plan: Plan, every: Any, entrant: Entrant, times: int, by: str) -> list[Choice]:
+    """The best trainings of an entrant by a loss, of at most so many times its passes, one for each member."""
     found = []
     for member in entrant.members:
         mine = (every["conditioning"] == entrant.conditioning) & (every["member"] == member)
         known = every["seed"].isin(plan.seeds[: plan.search]) & (every["passes"] <= times * entrant.passes)
-        means = _means(every[mine & known])
+        means = _means(every[mine & known], by)
         passes, lr = means.idxmin()
         if not math.isfinite(means.min()):
             raise RuntimeError(f"every training of {entrant.name} diverged")
@@ -311,9 +314,9 @@ def choose(plan: Plan, every: Any, entrant: Entrant, times: int) -> list[Choice]
     return found
 
 
-def _means(rows: Any) -> Any:
-    """The mean loss on the validation images of each number of passes and learning rate; infinite where one diverged."""
-    each = rows.groupby(["passes", "lr"])["validation"]
+def _means(rows: Any, by: str) -> Any:
+    """The mean of a loss for each number of passes and learning rate; infinite where one diverged."""
+    each = rows.groupby(["passes", "lr"])[by]
     means = each.agg(lambda values: values.mean(skipna=False)).fillna(math.inf)
     return means.where(each.size() == each.size().max(), math.inf)
 
@@ -327,7 +330,7 @@ def train(
     measured: int | None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Trainings of one conditioning, for each member and seed: validation loss, test loss, rate and distortion at each β.
+    """Trainings of one conditioning, for each member and seed: at each β what validation, test and training images say.
 
     `settings` are those of `trained`.
     """
@@ -335,12 +338,16 @@ def train(
     for each in trained(ds, **settings):
         own = getattr(each.objective, "beta", None)  # of a β-VAE
         place = {name: settings[name] for name in ("conditioning", "passes", "lr")} | {"seed": each.config.seed}
-        place |= {"member": each.objective.power if own is None else own, "n": len(ds.test[:measured])}
+        place["member"] = each.objective.power if own is None else own
         for beta in betas if own is None else [own]:
             model = each.model.at(beta) if own is None else each.model
-            validation, test = (estimators.evaluate(model, x[:measured], beta, draws) for x in (ds.validation, ds.test))
-            found = {"validation": validation.loss(), "loss": test.loss(), "rate": test.rate, "distortion": test.distortion}
-            rows.append(place | {"beta": beta} | found)
+            validation = estimators.evaluate(model, ds.validation[:measured], beta, draws)
+            row = place | {"beta": beta, "validation loss": validation.loss()}
+            for split, x in (("test", ds.test), ("train", ds.train)):
+                point = estimators.evaluate(model, x[:measured], beta, draws)
+                found = {"loss": point.loss(), "rate": point.rate, "distortion": point.distortion, "n": point.n_examples}
+                row |= {f"{split} {name}": value for name, value in found.items()}
+            rows.append(row)
     return {"rows": rows}
 
 
@@ -379,7 +386,7 @@ def trained(
 
 def many(conditioning: str, shape: dict[str, Any], beta_range: tuple[float, float]) -> models.MultiBetaVAE:
     """A new model of many β."""
-    kind = FreeVariance if conditioning == "free variance" else models.MultiBetaVAE
+    kind = {"free variance": FreeVariance, "gain": Gain}.get(conditioning, models.MultiBetaVAE)
     model = kind(**shape, beta_range=beta_range, conditioning="gates" if conditioning == "gates" else "film")
     if conditioning == "log β alone":
         response: Any = model.response
@@ -397,6 +404,31 @@ class FreeVariance(models.MultiBetaVAE):
     def encode(self, x: torch.Tensor, condition: Condition) -> distributions.Independent:
         mean, log_variance = self.encoder(self._flat(x), condition.encoder).chunk(2, dim=-1)
         return normal(mean, (0.5 * log_variance).exp())
+
+
+class Gain(models.MultiBetaVAE):
+    """Networks that do not see β: it scales and shifts what the encoder says of the code, and scales the decoder's input.
+
+    So do codecs of variable rate (Cui et al. 2021). The posterior's log-variance has the response to β that film has.
+    """
+
+    def _build(self, network: str, hidden: tuple[int, ...], **own: nn.Module) -> None:
+        super()._build(network, hidden, **own)
+        self.inverse = nn.Linear(cast(Any, self.response).features.size, self.latent_dim)
+        nn.init.zeros_(self.inverse.weight)
+        nn.init.ones_(self.inverse.bias)
+
+    def condition(self, log_beta: torch.Tensor) -> Condition:
+        _, encoder, decoder = super().condition(log_beta)
+        same = [(1.0 - index % 2) * torch.ones_like(part) for index, part in enumerate([*encoder, *decoder])]
+        return Condition(log_beta, [*same[: len(encoder) - 2], *encoder[-2:]], same[len(encoder) :])
+
+    def outputs(self, z: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return super().outputs(z * self.scale(condition.log_beta), condition)
+
+    def scale(self, log_beta: torch.Tensor) -> torch.Tensor:
+        """What the decoder's input is multiplied by."""
+        return self.inverse(cast(Any, self.response).features(log_beta))
 
 
 def straight(beta_range: tuple[float, float]) -> nn.Linear:
@@ -428,46 +460,106 @@ def compared(plan: Plan, every: Any, times: int, seeds: tuple[int, ...]) -> Any:
     """A tidy frame of all that is compared, where it may have so many times its passes."""
     rows = []
     for entrant in entrants(plan):
-        for choice in choose(plan, every, entrant, times):
-            mine = np.logical_and.reduce([every[name] == value for name, value in choice._asdict().items()])
-            for each in every[mine & every["seed"].isin(seeds)].to_dict("records"):
-                place = {"objective": entrant.name, "split": "test", "n": each["n"], "stderr": None}
-                place |= {name: each[name] for name in ("beta", "seed", "passes", "lr")}
-                rows += [place | {"quantity": name, "value": each[name]} for name in ("loss", "rate", "distortion")]
+        for split, by in CHOSEN_BY.items():
+            for choice in choose(plan, every, entrant, times, by):
+                mine = np.logical_and.reduce([every[name] == value for name, value in choice._asdict().items()])
+                for each in every[mine & every["seed"].isin(seeds)].to_dict("records"):
+                    place = {"objective": entrant.name, "split": split, "n": each[f"{split} n"], "stderr": None}
+                    place |= {name: each[name] for name in ("beta", "seed", "passes", "lr")}
+                    quantities = ("loss", "rate", "distortion")
+                    rows += [place | {"quantity": name, "value": each[f"{split} {name}"]} for name in quantities]
     return results.frame_of(rows)
 
 
 def regrets(frame: Any) -> Any:
-    """D + βR less that of the β-VAE with the same seed: a row for each β, and one for their mean, whose β is "mean"."""
+    """D + βR less that of the β-VAE with the same seed: for each split and β a row, and one for the mean, whose β is "mean"."""
     losses = frame[frame["quantity"] == "loss"].drop(columns=["passes", "lr"])
-    each: Any = results.paired(losses, objective=DEDICATED)[["objective", "beta", "seed", "value"]]
-    means = each.groupby(["objective", "seed"], sort=False)["value"].mean().reset_index().assign(beta="mean")
+    each: Any = results.paired(losses, objective=DEDICATED)[["split", "objective", "beta", "seed", "value"]]
+    means = each.groupby(["split", "objective", "seed"], sort=False)["value"].mean().reset_index().assign(beta="mean")
     return pd.concat([means, each.assign(beta=each["beta"].map("{:g}".format))]).assign(quantity="regret")
 
 
-# What is claimed: mean regrets, and those of the first kind and the gates at each β.
+def curve_of(frame: Any, objective: str) -> curves.RDCurve:
+    """Rates and distortions of what is compared, on test images, with its seeds."""
+    mine = frame[(frame["objective"] == objective) & (frame["split"] == "test")]
+    wide = mine.pivot_table(index=["beta", "seed"], columns="quantity", values="value")
+    points = [
+        curves.RDPoint.mean_of(
+            [curves.RDPoint(beta, each["rate"], each["distortion"], seed=int(seed)) for (_, seed), each in rows.iterrows()]
+        )
+        for beta, rows in wide.groupby("beta")
+    ]
+    return curves.RDCurve(points)
+
+
+def delta_rates(frame: Any) -> Any:
+    """By how much the rate is above that of the β-VAEs with the same seed at equal distortion, as `RDCurve.bd_rate` has it.
+
+    A row for each objective and seed; none for an objective that has no distortions in common with them.
+    """
+    by_seed = {}
+    for name in frame["objective"].unique():
+        runs = [{run.seed: run for run in point.runs} for point in curve_of(frame, name)]
+        by_seed[name] = {seed: curves.RDCurve([each[seed] for each in runs]) for seed in runs[0]}
+    dedicated, found = by_seed.pop(DEDICATED), []
+    for name, each in by_seed.items():
+        with contextlib.suppress(ValueError):
+            deltas = [curve.bd_rate(dedicated[seed]) for seed, curve in each.items()]
+            found += [{"objective": name, "seed": seed, "value": delta} for seed, delta in zip(each, deltas, strict=True)]
+    return pd.DataFrame(found, columns=pd.Index(["objective", "seed", "value"])).assign(quantity="delta rate")
+
+
+# What is claimed: of the mean regret of FiLM its size, and otherwise sides of zero.
 
 
 def claims_of(plan: Plan, frame: Any) -> Any:
-    """The estimate of each claim, by objective and β."""
-    found: Any = results.over_seeds(regrets(frame), by=["objective", "beta"])
-    of_each = [name for name in plan.kinds if name == plan.kinds[0] or Kind.of(name).conditioning == "gates"]
-    return found[[beta == "mean" or objective in of_each for objective, beta in found.index]]
+    """Mean regrets whose size is claimed, by split and objective: of the kinds whose layers have FiLM's free response.
+
+    What the others lose shrinks for as long as they are trained.
+    """
+    kinds = [name for name in plan.kinds if Kind.of(name).conditioning in ("film", "free variance")]
+    each = regrets(frame)
+    return results.over_seeds(each[(each["beta"] == "mean") & each["objective"].isin(kinds)], by=["split", "objective"])
 
 
-def _doubled(plan: Plan, claims: Any, few: Any, many: Any) -> convergence.Check:
-    """Twice the passes for all against what is claimed."""
-    both = pd.concat([regrets(frame).assign(passes=plan.passes * times) for times, frame in ((1, few), (2, many))])
+def sides(plan: Plan, frame: Any) -> Any:
+    """What may be claimed to be on one side of zero: a row for each split, objective, β, quantity and seed.
+
+    The mean regrets of all kinds; on training images those of the first kind at each β, and by how much the mean of every other
+    entrant is above that of the first kind.
+    """
+    first, each = plan.kinds[0], regrets(frame)
+    own = (each["objective"] == first) & (each["split"] == "train")
+    means = each[each["beta"] == "mean"]
+    above: Any = results.paired(means[means["split"] == "train"], objective=first)
+    return pd.concat(
+        [means[means["objective"].isin(plan.kinds)], each[own & (each["beta"] != "mean")], above.assign(quantity=ABOVE)]
+    )
+
+
+def _checks(plan: Plan, frames: Mapping[int, Any]) -> list[convergence.Check]:
+    """Twice the passes for all against what is claimed: sizes, and the sides of what is clear of zero after the plan's."""
+    claims, some = claims_of(plan, frames[plan.passes]), plan.seeds[: plan.again]
     limits = [
-        {"objective": name, "beta": beta, "allowed": convergence.allowed(claim, plan.largest_error)}
-        for (name, beta), claim in claims.items()
+        {"split": split, "objective": name, "beta": "mean", "allowed": convergence.allowed(claim, plan.largest_error)}
+        for (split, name), claim in claims.items()
     ]
-    return convergence.twice(both.merge(pd.DataFrame(limits), on=["objective", "beta"]), ["objective", "beta"])
+    both = pd.concat([regrets(frame).assign(passes=passes) for passes, frame in frames.items()])
+    both = both[both["seed"].isin(some)].merge(pd.DataFrame(limits))
+    keys = ["split", "objective", "beta"]
+    clear = convergence.clear(sides(plan, frames[plan.passes]), ["quantity", *keys])[["quantity", *keys]].drop_duplicates()
+    on = pd.concat([sides(plan, frame).merge(clear).assign(passes=passes) for passes, frame in frames.items()])
+    return [
+        convergence.errors({f"{name}, {split}": claim for (split, name), claim in claims.items()}, plan.largest_error),
+        convergence.twice(both, keys),
+        convergence.same_side(on[on["seed"].isin(some)], keys),
+    ]
 
 
 def _crossed(plan: Plan, frame: Any, objective: str, whose: str) -> convergence.Check:
-    """Trainings or views of several β, each under D + βR of every other, on the test images."""
-    mine = frame[frame["objective"] == objective].pivot_table(index=["beta", "seed"], columns="quantity", values="value")
+    """Trainings or views of several β, each under D + βR of every other, on the training images."""
+    mine = frame[(frame["objective"] == objective) & (frame["split"] == "train")]
+    mine = mine.pivot_table(index=["beta", "seed"], columns="quantity", values="value")
     losses = [
         {
             "objective": f"β = {beta:g}",
@@ -482,13 +574,16 @@ def _crossed(plan: Plan, frame: Any, objective: str, whose: str) -> convergence.
     return replace(check, name=f"of {whose}, {check.name}")
 
 
-def _said(plan: Plan, claims: Any) -> str:
-    means = claims.xs("mean", level="beta")
-    own: Any = claims[plan.kinds[0]].drop("mean")
-    worst = own.map(float).idxmax()
-    each = [f"{name} {claim:+}" for name, claim in means.items()]
-    each[0] += f" (at most {own[worst]:+}, at β = {worst})"
-    return f"Regret of D + βR against one β-VAE for each β, in nats, means over βs: {'; '.join(each)}."
+def _said(plan: Plan, frame: Any, longer: Any) -> str:
+    claims, said = claims_of(plan, frame), []
+    for split in CHOSEN_BY:
+        said.append("; ".join(f"{name} {claim:+}" for name, claim in claims[split].items()) + f" ({split})")
+    own = results.over_seeds(regrets(longer), by=["split", "objective", "beta"])["train"][plan.kinds[0]].drop("mean")
+    after = ", ".join(f"{regret:+} at β = {beta}" for beta, regret in own.items())
+    return (
+        f"Regret of D + βR against one β-VAE for each β, in nats, means over βs: {'. '.join(said)}. "
+        f"With twice the passes for all, those of {plan.kinds[0]} on training images are {after}."
+    )
 
 
 # What is kept: a model that pages load.
@@ -497,7 +592,7 @@ def _said(plan: Plan, claims: Any) -> str:
 def _kept(plan: Plan, lab: Lab, every: Any) -> training.Run:
     """The training of the first kind at equal steps, with the first seed: from the store, where there is one."""
     entrant = next(each for each in entrants(plan) if each.name == plan.kinds[0])
-    [choice] = choose(plan, every, entrant, 1)
+    [choice] = choose(plan, every, entrant, 1, CHOSEN_BY["test"])
     seed = plan.seeds[0]
     cell = {name: plan.settings[name] for name in (*DATA, *SHAPE)} | choice._asdict() | {"seed": seed}
     [found] = lab.map(weights, [cell], "the model that is kept")
