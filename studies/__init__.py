@@ -26,7 +26,7 @@ NAMES = (
     *("multi_beta", "samplers", "third_axis", "disentanglement"),
 )
 
-__all__ = ["NAMES", "Lab", "Plan", "Record", "load", "study"]
+__all__ = ["NAMES", "Lab", "Plan", "Record", "beside", "load", "study"]
 
 
 def study(name: str) -> Any:
@@ -57,9 +57,25 @@ def load(name: str, dataset: str = "digits", budget: str = "recorded", lab: Lab 
     """
     module = study(name)
     checks.choice("budget", budget, ("recorded", *BUDGETS))
-    if budget == "recorded":
-        found = read(name, dataset)
-        if found is not None and module.plan(dataset, "full").changed(**settings).hash == found.hash:
-            return found
+    if budget == "recorded" and (found := _recorded(name, dataset, settings)):
+        return found
     plan = module.plan(dataset, "quick" if budget == "recorded" else budget).changed(**settings)
     return module.run(plan, Lab() if lab is None else lab)
+
+
+def beside(name: str, dataset: str) -> dict[str, Record]:
+    """The book's records of a study on other data sets than this one, by their names, in the order of its `DATASETS`.
+
+    >>> list(beside("spectra", "digits")), list(beside("spectra", "mine.npz"))
+    (['mnist', 'glyphs', 'patches'], ['digits', 'mnist', 'glyphs', 'patches'])
+    """
+    found = {other: _recorded(name, other, {}) for other in study(name).DATASETS if other != dataset}
+    return {other: each for other, each in found.items() if each is not None}
+
+
+def _recorded(name: str, dataset: str, settings: dict[str, Any]) -> Record | None:
+    """The book's record, if it is of the full plan as it is today, with these settings."""
+    found = read(name, dataset)
+    if found is None or study(name).plan(dataset, "full").changed(**settings).hash != found.hash:
+        return None
+    return found

@@ -548,7 +548,7 @@ def _checks(plan: Plan, frames: Mapping[int, Any]) -> list[convergence.Check]:
     both = both[both["seed"].isin(some)].merge(pd.DataFrame(limits))
     keys = ["split", "objective", "beta"]
     clear = convergence.clear(sides(plan, frames[plan.passes]), ["quantity", *keys])[["quantity", *keys]].drop_duplicates()
-    on = pd.concat([sides(plan, frame).merge(clear).assign(passes=passes) for passes, frame in frames.items()])
+    on: Any = pd.concat([sides(plan, frame).merge(clear).assign(passes=passes) for passes, frame in frames.items()])
     return [
         convergence.errors({f"{name}, {split}": claim for (split, name), claim in claims.items()}, plan.largest_error),
         convergence.twice(both, keys),

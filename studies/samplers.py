@@ -29,6 +29,7 @@ CHAPTER = "07_alignment"
 DATASETS = ("digits", "mnist", "glyphs")
 MANY, ALONE, NONE = "one model of many β", "β-VAE", "no model"
 BASE, PRIOR, FLOOR = "mixture", "prior", "training images"
+DRAWN = "recursive, x drawn"
 PLACE = ["than", "objective", "sampler"]
 
 
@@ -222,13 +223,14 @@ def sides(frame: Any) -> Any:
 
     - `frame`: the Fréchet distances of a record's frame, or of two numbers of passes with a column `passes`.
 
-    `than` says which: the mixture, and for recursions the prior, where they begin. The value is the logarithm of the ratio of
-    the two distances, as they differ between seeds, and between data sets, by factors.
+    `than` says which: the mixture, and for the recursion that draws x the prior, where it begins. (Those that decode means get
+    worse than the prior, or lose what they were better by, as long as models are trained.) The value is the logarithm of the
+    ratio of the two distances, as they differ between seeds, and between data sets, by factors.
     """
     table = frame[frame["quantity"] == "frechet"].drop(columns=["beta", "stderr", "n"])
     keys = [name for name in ("seed", "passes") if name in table]
     many, found = table["objective"] == MANY, []
-    for base, which in ((BASE, True), (PRIOR, many & table["sampler"].str.startswith("recursive"))):
+    for base, which in ((BASE, True), (PRIOR, many & (table["sampler"] == DRAWN))):
         own = many & (table["sampler"] == base)
         both = table[~own & which].merge(table.loc[own, [*keys, "value"]], on=keys, suffixes=("", "_base"))
         found.append(both.assign(value=np.log(both["value"] / both["value_base"]), than=base))
