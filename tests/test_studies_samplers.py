@@ -69,6 +69,11 @@ def test_what_the_seeds_do_not_agree_on_is_not_claimed():
     assert set(study.claimed(study.sides(table.drop(columns="passes")))["sampler"]) == {"prior", BASE}  # this of the β-VAE
 
 
+def test_a_difference_of_less_than_a_tenth_is_not_claimed_however_sure():
+    values = {(MANY, BASE): 2.0, (MANY, "prior"): 2.1, (MANY, "chain"): 1.7}
+    assert set(study.claimed(study.sides(rows(values).drop(columns="passes")))["sampler"]) == {"chain"}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
