@@ -85,7 +85,7 @@ def plan(dataset: str, budget: str) -> Plan:
     full = Plan(**{name: getattr(shared, name) for name in names}, images=shared.sizes[-1], lr=shared.lrs[0])
     if dataset != "digits":
         full = full.changed(seeds=shared.seeds, again=shared.again, measured=50, chains=4, largest_error=0.25)
-    if dataset in ("mnist", "glyphs"):
+    if dataset in ("mnist", "glyphs") and budget == "full":
         full = full.changed(betas=shared.betas)
     few = {"seeds": shared.seeds, "again": shared.again, "betas": shared.betas}
     if budget == "quick":
