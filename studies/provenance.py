@@ -54,21 +54,27 @@ def code(module: str, function: str = "run") -> str:
     Of the module and of other studies it has the definitions that the function needs, directly or by another: a check that is
     edited leaves the hash of what trains as it is.
     """
-    library = Path(nbvae.__file__).parent
-    files = {file.relative_to(library).as_posix(): file for file in sorted(library.rglob("*.py")) if file.name not in _SHOWS}
-    parts = {name: _meaning(ast.parse(file.read_text(encoding="utf-8"))) for name, file in files.items()}
     digest = hashlib.sha256()
-    for name, meaning in (parts | _needed(module, function)).items():
+    for name, meaning in (_library() | _needed(module, function)).items():
         digest.update(f"{name} {meaning}\n".encode())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _library() -> dict[str, str]:
+    """What each file of the library says, by its place in it."""
+    library = Path(nbvae.__file__).parent
+    files = {file.relative_to(library).as_posix(): file for file in sorted(library.rglob("*.py")) if file.name not in _SHOWS}
+    return {name: _meaning(ast.parse(file.read_text(encoding="utf-8"))) for name, file in files.items()}
 
 
 def _needed(module: str, function: str) -> dict[str, str]:
     """What the definitions say that a function needs, by their names, in the function's module and in other studies."""
     found, todo = {}, {(module, function)}
+    definitions = functools.cache(_definitions)
     while todo:
         place, name = todo.pop()
-        node = _definitions(place).get(name)
+        node = definitions(place).get(name)
         if node is None or f"{place}.{name}" in found:  # of the library, or of another package
             continue
         if isinstance(node, tuple):  # imported from another study
