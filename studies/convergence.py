@@ -104,6 +104,12 @@ def twice(frame: pd.DataFrame, by: list[str]) -> Check:
     return Check(f"{many} passes move nothing that is claimed after {few}", not worst[0], found)
 
 
+def accept_against(passes: int, against: float) -> None:
+    """Refuse numbers of passes that cannot be compared: a plan's, and `against` times as many."""
+    if against not in (0.5, 2.0) or (against == 0.5 and passes % 2):
+        raise ValueError(f"against must be 2 or, for an even number of passes, 0.5; got {against:g} for {passes} passes")
+
+
 def claimed(effects: Any, passes: int, seeds: Sequence[int], least: float) -> Any:
     """The rows of effects that are large enough to be claimed, with the size of each claim in a column `claim`.
 

@@ -37,8 +37,8 @@ class Plan(Common):
     - `betas`: of the models with probabilities.
     - `levels`: water levels s of the models with densities, as shares of the largest eigenvalue of the data's covariance.
     - `sizes`: how many training images, at most; the last is the most. All sizes are trained for as many steps.
-    - `passes`: over the training images of the last size; some seeds are also trained for twice as many.
-    - `again`: how many of the seeds.
+    - `passes`: over the training images of the last size.
+    - `again`, `against`: how many of the seeds are also trained for `against` times as many passes, to compare with.
     - `network`, `latent_dim`, `hidden`, `batch`: of the models and their training, under a one-cycle schedule.
     - `lrs`: the learning rates for probabilities and for densities.
     - `draws`: the number of z for each image, to measure D; `measured`: how many images of each split at most, None for all.
@@ -51,6 +51,7 @@ class Plan(Common):
     levels: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
     sizes: tuple[int, ...] = (600, 1200)
     passes: int = 400
+    against: float = 2.0
     again: int = 3
     network: str = "mlp"
     latent_dim: int = 16
@@ -74,6 +75,7 @@ class Plan(Common):
             raise ValueError("there must be at least one kind, and levels must be below 1, where the code is empty")
         if len(self.lrs) != len(KINDS) or min(self.lrs) <= 0:
             raise ValueError("lrs must be two numbers > 0, for probabilities and for densities")
+        convergence.accept_against(self.passes, self.against)
         if not 2 <= self.again <= len(self.seeds):
             raise ValueError("errors need at least two seeds, also of those that are trained again")
 
@@ -85,6 +87,7 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(draws=1, measured=4000, largest_error=0.25)
     if dataset in ("mnist", "glyphs"):
         full = full.changed(betas=(0.2, 0.6, 1.0, 2.0, 3.0, 5.0, 7.0), levels=(0.0125, 0.05, 0.1, 0.4))
+        full = full.changed(passes=100, against=0.5)
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if dataset == "patches":
@@ -93,7 +96,7 @@ def plan(dataset: str, budget: str) -> Plan:
         ds = full.data()
         count = len(ds.train)
         full = full.changed(kinds=KINDS[:1] if ds.is_binary else KINDS[1:], sizes=(max(1, count // 2), max(2, count)))
-    few = {"betas": (0.1, 1.0, 4.0), "levels": (0.0125, 0.1, 0.4), "seeds": (0, 1), "again": 2, "draws": 1}
+    few = {"betas": (0.1, 1.0, 4.0), "levels": (0.0125, 0.1, 0.4), "seeds": (0, 1), "again": 2, "draws": 1, "against": 2.0}
     most = min(full.sizes[-1], {"full": 10_000, "quick": 2000, "smoke": 200}[budget])
     sizes = {"sizes": (max(1, most // 2), most)}
     if budget == "quick":
@@ -108,7 +111,9 @@ def run(plan: Plan, lab: Lab) -> Record:
     common = {name: plan.settings[name] for name in names}
     first_kind = plan.kinds[0]
     most = min(plan.sizes[-1], len(plan.data().train))
-    every = {2 * plan.passes: plan.seeds[: plan.again], plan.passes: plan.seeds}  # the longest first
+    other = round(plan.against * plan.passes)
+    every = {passes: plan.seeds if passes == plan.passes else plan.seeds[: plan.again] for passes in (other, plan.passes)}
+    every = dict(sorted(every.items(), reverse=True))  # the longest first
     cells = [
         {
             "kind": kind,
@@ -139,7 +144,12 @@ def run(plan: Plan, lab: Lab) -> Record:
         first.to_dict("records"),
         checks=_checks(plan, frame, first),
         said=_said(first),
-        arrays={name: each[name] for each in found for name in PICTURES if name in each},
+        arrays={
+            name: each[name]
+            for each, passes in zip(found, longest, strict=True)
+            for name in PICTURES
+            if name in each and passes == plan.passes
+        },
     )
 
 
@@ -261,7 +271,7 @@ def effects(frame: Any) -> Any:
 
 
 def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
-    """On training images each model must be the best under its own β; and twice the passes."""
+    """On training images each model must be the best under its own β; and the other number of passes."""
     found = []
     for kind, each in first[first["split"] == "train"].groupby("objective", sort=False):
         wide = each.pivot_table(index=["images", "beta", "seed"], columns="quantity", values="value")

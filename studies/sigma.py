@@ -55,8 +55,8 @@ class Plan(Common):
     - `levels`: water levels s of the plane, as shares of the largest eigenvalue of the data's covariance.
     - `betas`: of the models with the closed form of σ.
     - `mode_betas`: at which the other modes of σ are trained too; 1 is one of them and one of `betas`.
-    - `passes`: over the training images; some seeds are also trained for twice as many.
-    - `again`: how many of the seeds.
+    - `passes`: over the training images.
+    - `again`, `against`: how many of the seeds are also trained for `against` times as many passes, to compare with.
     - `network`, `latent_dim`, `hidden`, `batch`, `lr`: of the models and their training, under a one-cycle schedule.
     - `draws`: the number of z for each image, to measure D; `measured`: how many images of each split at most, None for all.
     - `drawn`: the number of images from the prior; `pictured`: how many test images are kept, with what the models of the first
@@ -69,6 +69,7 @@ class Plan(Common):
     betas: tuple[float, ...] = (0.7, 1.0, 1.4, 2.0, 3.0, 4.5, 6.5)
     mode_betas: tuple[float, ...] = (1.0, 3.0)
     passes: int = 600
+    against: float = 2.0
     again: int = 5
     network: str = "mlp"
     latent_dim: int = 8
@@ -94,6 +95,7 @@ class Plan(Common):
             raise ValueError("levels must be below 1, where the code is empty")
         if 1.0 not in self.mode_betas or not set(self.mode_betas) <= set(self.betas):
             raise ValueError("mode_betas must have 1, where gains are measured, and be among betas")
+        convergence.accept_against(self.passes, self.against)
         if not 2 <= self.again <= len(self.seeds):
             raise ValueError("errors need at least two seeds, also of those that are trained again")
 
@@ -102,14 +104,23 @@ def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset)
     if dataset in ("mnist", "glyphs"):
         full = full.changed(
-            **{"images": 10_000, "passes": 40, "hidden": (256,), "latent_dim": 16, "lr": 2e-3, "draws": 1, "measured": 4000},
+            **{
+                "images": 10_000,
+                "passes": 80,
+                "against": 0.5,
+                "hidden": (256,),
+                "latent_dim": 16,
+                "lr": 2e-3,
+                "draws": 1,
+                "measured": 4000,
+            },
             **{"levels": (0.001, 0.002, 0.004, 0.008, 0.03, 0.15), "betas": (0.5, 1.0, 2.0, 5.0, 10.0, 25.0)},
-            **{"mode_betas": (1.0, 5.0), "drawn": 10_000, "largest_error": 1.0, "seeds": (0, 1, 2), "again": 3},
+            **{"mode_betas": (1.0, 5.0), "drawn": 10_000, "largest_error": 1.0, "seeds": (0, 1, 2, 3, 4), "again": 3},
         )
     if dataset not in DATASETS:  # for any: fewer latents than dimensions, or a learned σ has no optimum
         n = full.data().train[0].numel()
         full = full.changed(latent_dim=max(1, min(8, (n - 1) // 2)), lr=full.lr * min(1.0, 256 / n))
-    few = {"seeds": (0, 1), "again": 2, "draws": 1}
+    few = {"seeds": (0, 1), "again": 2, "draws": 1, "against": 2.0}
     short = {"levels": (0.01, 0.03, 0.1, 0.4), "betas": (0.35, 1.0, 4.0), "mode_betas": (1.0,)}
     if budget == "quick":
         small = {"images": 1200, "passes": 12, "measured": 1000, "drawn": 1000}
@@ -126,15 +137,18 @@ def run(plan: Plan, lab: Lab) -> Record:
         raise ValueError("σ and β need data with two dimensions or more")
     if has_labels(ds):
         metrics.classifier(load(plan.dataset, plan.binarize))  # later calls find it in the cache
-    common = {name: value for name, value in plan.settings.items() if name not in ("passes", "again", "seeds", "largest_error")}
+    apart = ("passes", "against", "again", "seeds", "largest_error")
+    common = {name: value for name, value in plan.settings.items() if name not in apart}
     parts = [LEVELS, OPTIMAL, FIXED, LEARNED, OF_Z, EACH, PAIR, *(CODES[2:] if grey_levels(ds.train) else ())]
-    every = {2 * plan.passes: plan.seeds[: plan.again], plan.passes: plan.seeds}  # the longest first
-    cells = [common | {"part": part, "passes": passes, "seeds": seeds} for passes, seeds in every.items() for part in parts]
+    again, others = plan.seeds[: plan.again], plan.seeds[plan.again :]
+    every = [(round(plan.against * plan.passes), again), (plan.passes, again), (plan.passes, others)]
+    every = sorted((each for each in every if each[1]), reverse=True)  # the longest first
+    cells = [common | {"part": part, "passes": passes, "seeds": seeds} for passes, seeds in every for part in parts]
     found = lab.map(train, cells, "models")
     frame = pd.DataFrame(
         [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
     )
-    kept = found[len(parts) + parts.index(OPTIMAL)]  # after the plan's passes
+    kept = found[every.index((plan.passes, again)) * len(parts) + parts.index(OPTIMAL)]
     first: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
     return Record.of(
         __name__,
@@ -436,21 +450,24 @@ def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
     found = [_crossed(first, part, n, plan.largest_error) for part in (LEVELS, OPTIMAL)]
     again = plan.seeds[: plan.again]
     both = pd.concat([claims(each, n).assign(passes=passes) for passes, each in frame.groupby("passes")])
-    both = convergence.claimed(both, plan.passes, again, 4 * plan.largest_error)
+    clear = convergence.clear(claims(first, n), ["objective", "quantity"])[["objective", "quantity"]].drop_duplicates()
+    both = convergence.claimed(both.merge(clear), plan.passes, again, 4 * plan.largest_error)
     sizes = both[both["objective"].isin(SIZED)]
     found.append(convergence.twice(sizes.assign(allowed=sizes["claim"] / 4), ["objective"]))
     found.append(convergence.same_side(both, ["objective"]))
     betas: Any = pd.concat([best_betas(each, n).assign(passes=passes) for passes, each in frame.groupby("passes")])
-    betas = betas[betas["seed"].isin(again)]
+    clear = convergence.clear(best_betas(first, n), ["objective", "quantity"])[["objective", "quantity"]].drop_duplicates()
+    betas, settled = betas[betas["seed"].isin(again)], betas[betas["seed"].isin(again)].merge(clear)
     check = convergence.twice(betas[betas["quantity"] == "training"].assign(allowed=0.15), ["objective"])
     found.append(replace(check, name=f"{check.name}: the logarithm of the best β, training images"))
-    check = convergence.same_side(betas[betas["quantity"] == "test"], ["objective"])
+    check = convergence.same_side(settled[settled["quantity"] == "test"], ["objective"])
     found.append(replace(check, name=f"{check.name}: the logarithm of the best β, test images"))
     same = _over(identity(first, n), ["quantity", "beta"])
     name, worst = max(same.items(), key=lambda each: abs(each[1].value))
     agree = all(abs(each.value) <= max(plan.largest_error, 2 * each.stderr) for each in same.values())
     found.append(convergence.Check("models of one level agree", agree, f"the largest difference is of {name}: {worst:+} nats"))
-    return [*found, convergence.errors(_over(claims(first, n), ["objective", "quantity"]), 2 * plan.largest_error)]
+    made = claims(first, n).merge(both[["objective", "quantity"]].drop_duplicates())
+    return [*found, convergence.errors(_over(made, ["objective", "quantity"]), 2 * plan.largest_error)]
 
 
 def _crossed(first: Any, part: str, n: int, largest_error: float) -> convergence.Check:
