@@ -115,7 +115,7 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(betas=(0.1, 0.5, 1.0, 3.0, 5.0, 8.0), moments_from=3.0, largest_error=0.25)
         full = full.changed(on_information=(2.0, 3.0, 4.0, 4.0, 6.0, 6.0), on_marginal=(8.0, 1.2, 1.2, 12.0, 2.0, 18.0))
         full = full.changed(images=10_000, short=3, passes=40, latent_dim=16, hidden=(256,), lr=2e-3, draws=2, drawn=5000)
-        full = full.changed(pair_passes=40, pair_latent_dim=6, pair_hidden=(128,), pair_again=4, seeds=tuple(range(6)))
+        full = full.changed(pair_passes=40, pair_latent_dim=6, pair_hidden=(128,), pair_again=12, seeds=tuple(range(12)))
         full = full.changed(heavy=(4.0, 12.0), grid_information=(3.2, 4.2), grid_marginal=(1.2, 2.0), tolerance=0.15)
         full = full.changed(search_seeds=6, search_steps=8, reference=2000)
     if dataset == "glyphs":
@@ -570,7 +570,7 @@ def _checks(plan: Plan, many: Any, pair: Any, losses: Any) -> list[convergence.C
     held = plain[plain["beta"] >= plan.moments_from].groupby("beta")["second_moment"].max()
     if len(held):
         found.append(convergence.second_moments({f"β = {beta:g}": value for beta, value in held.items()}, plan.moments_within))
-    found += [_one_point(each, passes) for passes, each in pair.groupby("passes")]
+    found += [_one_point(each, passes, plan.heavy[0]) for passes, each in pair.groupby("passes")]
     claims = {"the pair": _claims_of_pair(pair, plan), "many models": _claims_of_models(many, plan)}
     found += [
         replace(check, name=f"{check.name}: {name}")
@@ -589,13 +589,19 @@ def _beta_losses(table: Any) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _one_point(table: Any, passes: Any) -> convergence.Check:
-    """Whether rate and distortion of the pair differ by less than a quarter of what is claimed to differ."""
+def _one_point(table: Any, passes: Any, price: float) -> convergence.Check:
+    """Whether rate and distortion of the pair differ by less than a quarter of what is claimed to differ, in nats of rate.
+
+    `price` is what the heavy model pays for a nat of information: so many nats of distortion are worth one of rate.
+    """
     apart = between(table)
     allowed = abs(apart["shape"].value) / 4
-    each = [apart[name] for name in ("rate_rescaled", "distortion")]
-    passed = all(abs(one.value) + one.stderr <= allowed for one in each)
-    found = f"rates differ by {each[0]:+}, distortions by {each[1]:+}; {allowed:.2g} allowed, a quarter of the claim"
+    each = {"rate_rescaled": allowed, "distortion": price * allowed}
+    passed = all(abs(apart[name].value) + apart[name].stderr <= most for name, most in each.items())
+    found = ", ".join(
+        f"{name}s differ by {apart[key]:+}, {most:.2g} allowed"
+        for (key, most), name in zip(each.items(), ("rate", "distortion"), strict=True)
+    )
     return convergence.Check(f"the pair has one rate and one distortion after {passes} passes", bool(passed), found)
 
 
