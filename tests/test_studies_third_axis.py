@@ -159,7 +159,8 @@ def test_the_pair_is_compared_seed_by_seed_at_the_best_scale():
         ({"marginal_kl": 2.0, "distortion": 11.7}, 0.0, 4.0, True),  # worth less than a tenth of a nat of rate
         ({"marginal_kl": 2.0, "distortion": 10.9}, 0.0, 4.0, False),
         ({"marginal_kl": 2.0, "rate": 5.3, "scale": 0.8}, 0.0, 1.0, True),  # at the best scale one rate
-        ({"marginal_kl": 2.0}, 1.0, 4.0, False),  # nothing could be seen
+        ({"marginal_kl": 2.0}, 1.0, 1.0, False),  # nothing could be seen
+        ({"marginal_kl": 2.0}, 2.0, 4.0, False),
         ({}, 0.0, 1.0, True),  # nothing is claimed, and nothing apart
     ],
 )
