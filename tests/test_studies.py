@@ -1,6 +1,7 @@
 """Studies: plans, where they run, what convergence is, what records hold; and the records of the book."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -80,6 +81,24 @@ def test_plans_that_ask_for_the_same_have_the_same_hash_and_others_have_not():
         for name, value in (("passes", 4), ("lr", 2e-2), ("betas", (1.0, 0.1)), ("images", 5))
     }
     assert len(others | {Mine().hash}) == 5
+
+
+def test_a_field_that_came_after_a_record_changes_its_hash_only_where_it_is_used():
+    """Records were made before plans could be compared with half of their passes."""
+    plan = studies.study("curve").plan("digits", "full")
+    before = {name: value for name, value in plan.settings.items() if name != "against"}
+    known = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16]
+    assert plan.against == 2.0
+    assert plan.hash == known != plan.changed(against=0.5).hash
+
+
+@pytest.mark.parametrize("name", ["curve", "sigma"])
+@pytest.mark.parametrize(("passes", "against"), [(4, 3.0), (5, 0.5), (4, 1.0), (4, 0.0)])
+def test_passes_are_compared_with_twice_or_half_as_many(name, passes, against):
+    plan = studies.study(name).plan("digits", "smoke")
+    with pytest.raises(ValueError, match="against must be 2 or, for an even number of passes, 0.5") as caught:
+        plan.changed(passes=passes, against=against)
+    one_line(caught)
 
 
 @pytest.mark.parametrize("name", [name for name in studies.NAMES if name != "spectra"])  # which trains nothing

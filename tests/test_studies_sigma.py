@@ -154,6 +154,29 @@ def test_a_sigma_far_below_the_bins_is_widened_for_masses():
     assert study.bits(models.Discretized(model, 17), ds, 17, 1) < before
 
 
+@pytest.mark.parametrize("against", [2.0, 0.5])
+def test_what_is_told_is_of_the_plans_passes_and_all_seeds(against):
+    """Whichever is longer, the plan's passes or those of the comparison: rows, pictures and kept trainings."""
+    plan = study.plan("digits", "smoke").changed(passes=2, against=against, seeds=(0, 1, 2))
+    found, lab = [], study.Lab()
+    for seeds, again in (((0, 1, 2), 2), ((0, 1, 2), 3)):
+        found.append(study.run(plan.changed(seeds=seeds, again=again), lab))
+    asked = {(note["cell"]["passes"], tuple(note["cell"]["seeds"])) for note in lab.notes}
+    other = round(2 * against)
+    assert asked == {(other, (0, 1)), (2, (0, 1)), (2, (2,)), (other, (0, 1, 2)), (2, (0, 1, 2))}
+    assert not any("against" in note["cell"] for note in lab.notes)
+    for each in found:
+        assert set(each.frame["seed"]) == {0, 1, 2}
+        assert "passes" not in each.frame
+    # A model is the same in whichever call it was trained.
+    keys = ["objective", "quantity", "split", "beta", "seed", "sigma"]
+    keys = [key for key in keys if key in found[0].frame]
+    tables = [each.frame.set_index(keys)["value"].sort_index() for each in found]
+    pd.testing.assert_series_equal(*tables, rtol=1e-3)
+    for name in ("rebuilt", "drawn"):
+        np.testing.assert_allclose(found[0].arrays[name], found[1].arrays[name], atol=2e-3)
+
+
 def test_one_dimension_is_refused(tmp_path):
     path = tmp_path / "one.npz"
     np.savez(path, train=np.random.default_rng(0).random((50, 1)), test=np.zeros((5, 1)))
