@@ -82,8 +82,13 @@ def _needed(module: str, function: str) -> dict[str, str]:
             continue
         found[f"{place}.{name}"] = _meaning(node)
         # An argument or a variable of a definition hides what the module has of that name.
-        own = {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)} if isinstance(node, ast.FunctionDef) else set()
-        read = {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load)}
+        inside = [*ast.walk(node)]
+        names = [each for each in inside if isinstance(each, ast.Name)]
+        own = set()
+        if isinstance(node, ast.FunctionDef):
+            own = {each.arg for each in inside if isinstance(each, ast.arg)}
+            own |= {each.id for each in names if isinstance(each.ctx, ast.Store)}
+        read = {each.id for each in names if isinstance(each.ctx, ast.Load)}
         todo |= {(place, each) for each in read - own}
     return dict(sorted(found.items()))
 

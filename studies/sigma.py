@@ -425,6 +425,28 @@ def gains(frame: Any) -> Any:
     return pd.DataFrame(rows)
 
 
+def summary(frame: Any, n: int) -> dict[str, Estimate]:
+    """What one data set says of σ at β = 1, on test images: nats, and of codes bits per dimension."""
+    steps = _over(waterfall(frame, n), ["objective", "quantity"])
+    more = _over(gains(frame).query("beta == 1"), ["objective"])
+    each = wide(frame, EACH).query("beta == 1")
+    found = {
+        "calibration first": steps["calibration, first"],
+        "then adaptation": steps["adaptation, second"],
+        "adaptation first": steps["adaptation, first"],
+        "then calibration": steps["calibration, second"],
+        "σ(z), over one σ": more[OF_Z],
+        "the talk's loss, over one σ": more[EACH],
+        "the illusion of its score": Estimate.over_runs((each["test_distortion"] - each["test_score"]).to_numpy()),
+    }
+    codes = frame[frame["quantity"] == "bits"]
+    bits = {kind: own.set_index("seed")["value"].sort_index() for kind, own in codes.groupby("objective")}
+    for name, kind in (("density", SET), ("dequantised", NOISY)):
+        if {kind, MASS} <= bits.keys():
+            found[f"bits: {name} over mass"] = Estimate.over_runs((bits[kind] - bits[MASS]).to_numpy())
+    return found
+
+
 def identity(frame: Any, n: int) -> Any:
     """Rate and D* of the models of `PAIR` less those of the same level at β = 1, on training images, seed by seed."""
     pair, levels = wide(frame, PAIR), wide(frame, LEVELS)

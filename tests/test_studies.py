@@ -96,7 +96,7 @@ def test_a_field_that_came_after_a_record_changes_its_hash_only_where_it_is_used
 @pytest.mark.parametrize(("passes", "against"), [(4, 3.0), (5, 0.5), (4, 1.0), (4, 0.0)])
 def test_passes_are_compared_with_twice_or_half_as_many(name, passes, against):
     plan = studies.study(name).plan("digits", "smoke")
-    with pytest.raises(ValueError, match="against must be 2 or, for an even number of passes, 0.5") as caught:
+    with pytest.raises(ValueError, match=r"against must be 2 or, for an even number of passes, 0\.5") as caught:
         plan.changed(passes=passes, against=against)
     one_line(caught)
 
@@ -187,6 +187,8 @@ def test_the_code_of_a_call_is_what_its_function_needs_and_the_library_without_c
     assert first == code("SIZE = 1\n" + rest.replace("return 1", "return 2"))  # nothing that trains needs it
     hides = "def train(check=1):\n    return check\ndef check(): return 1\n"  # a name of its own
     assert code(hides) == code(hides.replace("return 1", "return 2")) != code(hides.replace("check=1", "check=2"))
+    loops = "def train():\n    return [check for check in (1, 2)]\ndef check(): return 1\n"
+    assert code(loops) == code(loops.replace("return 1", "return 2")) != code(loops.replace("(1, 2)", "(1, 3)"))
     assert first != code("SIZE = 2\n" + rest)
     assert first != code("SIZE = 1\n" + rest.replace("return SIZE", "return SIZE + 1"))
     assert first != code("SIZE: int = 1\n" + rest, "check")
