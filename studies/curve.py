@@ -4,6 +4,9 @@ Two kinds of decoder. *Probabilities*: Bernoulli pixels of black and white image
 of grey images with one fixed σ, for which D is the squared error over 2σ² and a constant, and the water level is s = βσ².
 Against these stands the linear VAE with as many latents, whose optimum is known from the covariance of the training images. A
 network that contains linear maps may be below it in R + MSE/2s on these images, and above it only where training has failed.
+
+What is measured on some images of a split depends on which these are. So two codes that need no training are measured on the
+same images: the best linear VAE, and a code that says nothing, whose decoder knows the mean of the training images.
 """
 
 import math
@@ -17,6 +20,7 @@ import torch
 
 from nbvae import analytic, checks, curves, data, estimators, models, objectives, results, training
 from studies import convergence
+from studies.failures import without_a_code
 from studies.lab import Lab, sweep
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -137,13 +141,14 @@ def run(plan: Plan, lab: Lab) -> Record:
         [row | {"passes": passes} for each, passes in zip(found, longest, strict=True) for row in each["rows"]]
     )
     first: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
+    known = yardsticks(plan, first)
     return Record.of(
         __name__,
         plan,
         lab,
-        first.to_dict("records"),
-        checks=_checks(plan, frame, first),
-        said=_said(first),
+        [*first.to_dict("records"), *known.to_dict("records")],
+        checks=_checks(plan, frame, first, known),
+        said=_said(pd.concat([first, known])),
         arrays={
             name: each[name]
             for each, passes in zip(found, longest, strict=True)
@@ -238,6 +243,36 @@ def drawn_curve(frame: Any, kind: str, split: str, images: int | None = None) ->
     return curves.RDCurve([curves.RDPoint.mean_of(each) for each in points])
 
 
+def yardsticks(plan: Plan, rows: Any) -> Any:
+    """What two codes without training have on the images that the models of these rows are measured on.
+
+    A row for each kind, size, β and split. Of quantity "no code": D of a decoder that is told nothing and knows the mean of the
+    training images. Of quantity "linear", of densities and the most images: R + MSE/2s of the optimal linear VAE, less its
+    value over the training images, which is what `excess` is measured from.
+    """
+    found = []
+    for (kind, images), own in rows.groupby(["objective", "images"], sort=False):
+        ds = load(plan.dataset, plan.binarize if kind == KINDS[0] else None, images)
+        linear = oracle(ds, plan.latent_dim) if kind == KINDS[1] and images == rows["images"].max() else None
+        mean = ds.train.flatten(1).double().mean(0)
+        for split, every in (("train", ds.train), ("test", ds.test)):
+            x = every[: plan.measured]
+            apart = x.flatten(1).double() - mean
+            moments = (apart.T @ apart / len(x)).numpy()
+            for beta, level in own[["beta", "level"]].drop_duplicates().itertuples(index=False):
+                place = {"objective": kind, "images": images, "beta": beta, "seed": plan.seeds[0], "split": split}
+                place |= {"stderr": None, "n": len(x)} | ({"level": level} if kind == KINDS[1] else {})
+                plain = without_a_code(ds, x) if kind == KINDS[0] else np.trace(moments) * beta / (2 * level)
+                found.append(place | {"quantity": "no code", "value": float(plain)})
+                if linear is not None:
+                    code = linear.solve(beta, level / beta)
+                    rate, mse = analytic.linear_elbo_terms(moments, code.encoder, code.decoder, code.posterior_variance)
+                    own_rate, own_mse = linear.at_water_level(level)
+                    value = rate - own_rate + (mse - own_mse) / (2 * level)
+                    found.append(place | {"quantity": "linear", "value": float(value)})
+    return pd.DataFrame(found)
+
+
 def _on(model: Any, x: Any, beta: float, draws: int, kind: str) -> dict[str, float]:
     """Rate, distortion, loss, latents in use and, of densities, the squared error, of one model on some images."""
     point = estimators.evaluate(model, x, beta, draws)
@@ -253,7 +288,8 @@ def oracle(ds: data.Dataset, latent_dim: int) -> analytic.LinearGaussian:
 
 def effects(frame: Any) -> Any:
     """What is claimed: D + βR on test images less that on training images; that of the fewest images less that of the most; and
-    densities' excess over the linear optimum, from the most images. Of densities it is D/β + R, which is R + MSE/2s.
+    densities' excess over the linear VAE on the same images, from the most images. Of densities it is D/β + R, which is
+    R + MSE/2s.
     """
     losses = frame[frame["quantity"] == "loss"]
     keys = [name for name in ("objective", "images", "beta", "seed") if name in losses]
@@ -263,14 +299,22 @@ def effects(frame: Any) -> Any:
     sizes = [parts[parts["images"] == size] for size in sorted(parts["images"].unique())]
     fewer = sizes[0].merge(sizes[-1], on=["objective", "beta", "seed"], suffixes=("", "_most"))
     fewer = fewer.assign(value=fewer["value"] - fewer["value_most"], quantity="the same, less that from the most images")
-    excess = frame[(frame["quantity"] == "excess") & (frame["images"] == frame["images"].max())]
+    excess = excesses(frame)
     excess = excess.assign(quantity="excess, " + excess["split"])[[*keys, "value", "quantity"]]
     found = pd.concat([parts, *([fewer[[*keys, "value", "quantity"]]] if len(sizes) > 1 else []), excess])
     where = found["objective"] + ", " + found["images"].astype(str) + " images, β = " + found["beta"].map("{:.3g}".format)
     return found.assign(objective=where)[["objective", "quantity", "seed", "value"]]
 
 
-def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
+def excesses(frame: Any) -> Any:
+    """R + MSE/2s of the models of the most images, less that of the best linear VAE of these, measured on the same images."""
+    most, keys = frame[frame["images"] == frame["images"].max()], ["objective", "images", "beta", "split"]
+    linear = most.loc[most["quantity"] == "linear", [*keys, "value"]]
+    both = most[most["quantity"] == "excess"].merge(linear, on=keys, suffixes=("", "_linear"), validate="many_to_one")
+    return both.assign(value=both["value"] - both["value_linear"]).drop(columns="value_linear")
+
+
+def _checks(plan: Plan, frame: Any, first: Any, known: Any) -> list[convergence.Check]:
     """On training images each model must be the best under its own β; and the other number of passes."""
     found = []
     for kind, each in first[first["split"] == "train"].groupby("objective", sort=False):
@@ -285,7 +329,12 @@ def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
             ]
             _, check = convergence.cross_table(pd.DataFrame(rows), plan.largest_error)
             found.append(convergence.Check(f"{check.name}: {kind}, {images} images", check.passed, check.found))
-    both = pd.concat([effects(each.drop(columns="passes")).assign(passes=passes) for passes, each in frame.groupby("passes")])
+    both = pd.concat(
+        [
+            effects(pd.concat([each.drop(columns="passes"), known])).assign(passes=passes)
+            for passes, each in frame.groupby("passes")
+        ]
+    )
     claims = convergence.claimed(both, plan.passes, plan.seeds[: plan.again], 4 * plan.largest_error)
     return [*found, convergence.same_side(claims, ["objective"])]
 
@@ -299,7 +348,7 @@ def _said(first: Any) -> str:
         said.append(f"{what} on test images is above that on training images, most so by {value} nats ({worst})")
         if kind == KINDS[1]:
             least, value = _furthest(mine[mine["quantity"] == "excess, test"], -1)
-            said.append(f"R + MSE/2s on test images is {value:+} nats from the linear optimum where it is lowest ({least})")
+            said.append(f"R + MSE/2s on test images is {value:+} nats from the best linear VAE's where it is lowest ({least})")
     return "; ".join(said) + ". Of these differences the side is claimed and not the size, which longer training changes."
 
 

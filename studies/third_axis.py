@@ -570,7 +570,7 @@ def _checks(plan: Plan, many: Any, pair: Any, losses: Any) -> list[convergence.C
     held = plain[plain["beta"] >= plan.moments_from].groupby("beta")["second_moment"].max()
     if len(held):
         found.append(convergence.second_moments({f"β = {beta:g}": value for beta, value in held.items()}, plan.moments_within))
-    found += [_one_point(each, passes, plan.heavy[0]) for passes, each in pair.groupby("passes")]
+    found += [_one_point(each, passes) for passes, each in pair.groupby("passes")]
     claims = {"the pair": _claims_of_pair(pair, plan), "many models": _claims_of_models(many, plan)}
     found += [
         replace(check, name=f"{check.name}: {name}")
@@ -589,18 +589,20 @@ def _beta_losses(table: Any) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _one_point(table: Any, passes: Any, price: float) -> convergence.Check:
-    """Whether rate and distortion of the pair differ by less than a quarter of what is claimed to differ, in nats of rate.
+def _one_point(table: Any, passes: Any) -> convergence.Check:
+    """Whether rate, distortion and both together differ by less than a quarter of what is claimed to differ, in nats of rate.
 
-    `price` is what the heavy model pays for a nat of information: so many nats of distortion are worth one of rate.
+    A nat of rate is worth as many nats of distortion as a model of the pair pays for one of information, the smaller number.
     """
-    apart = between(table)
+    price = table["on_information"].min()
+    paired = table.assign(both=table["rate_rescaled"] + table["distortion"] / price)
+    apart = between(paired)
     allowed = abs(apart["shape"].value) / 4
-    each = {"rate_rescaled": allowed, "distortion": price * allowed}
+    each = {"rate_rescaled": allowed, "distortion": price * allowed, "both": allowed}
     passed = all(abs(apart[name].value) + apart[name].stderr <= most for name, most in each.items())
+    names = ("rates", "distortions", "both, in nats of rate,")
     found = ", ".join(
-        f"{name}s differ by {apart[key]:+}, {most:.2g} allowed"
-        for (key, most), name in zip(each.items(), ("rate", "distortion"), strict=True)
+        f"{name} differ by {apart[key]:+}, {most:.2g} allowed" for (key, most), name in zip(each.items(), names, strict=True)
     )
     return convergence.Check(f"the pair has one rate and one distortion after {passes} passes", bool(passed), found)
 

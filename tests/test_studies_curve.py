@@ -27,6 +27,8 @@ def test_claims_are_differences_of_losses_and_excesses_of_the_most_images():
                 (200, "test", "loss", 6.5),
                 (200, "test", "excess", 1.0),
                 (200, "train", "excess", -2.0),
+                (200, "test", "linear", 3.0),
+                (200, "train", "linear", 0.0),
             ),
         )
     ]
@@ -35,7 +37,7 @@ def test_claims_are_differences_of_losses_and_excesses_of_the_most_images():
         ("densities, 100 images, β = 2", "test less training"): 1.5,
         ("densities, 200 images, β = 2", "test less training"): 0.75,
         ("densities, 100 images, β = 2", "the same, less that from the most images"): 0.75,
-        ("densities, 200 images, β = 2", "excess, test"): 1.0,
+        ("densities, 200 images, β = 2", "excess, test"): -2.0,
         ("densities, 200 images, β = 2", "excess, train"): -2.0,
     }
 
@@ -107,6 +109,20 @@ def test_a_linear_network_trained_long_enough_has_no_excess():
     found = study.train(**common, **cell, kind="densities", lr=0.05, passes=60, store=None, device="cpu")["rows"]
     excess = [row["value"] for row in found if row["quantity"] == "excess" and row["split"] == "train"]
     np.testing.assert_allclose(excess, 0.0, atol=0.05)
+    # On new examples, too, it is the best linear code of the training examples, whatever that has there.
+    plan = Plan(dataset="gaussian", binarize=None, images=2000, kinds=("densities",), latent_dim=4)
+    rows = pd.DataFrame(found)
+    known = study.yardsticks(plan, rows)
+    both = study.excesses(pd.concat([rows, known]))
+    assert set(both["split"]) == {"train", "test"}
+    np.testing.assert_allclose(both["value"], 0.0, atol=0.05)
+    assert known.query("quantity == 'linear' and split == 'train'")["value"].abs().max() < 1e-9
+    assert known.query("quantity == 'linear' and split == 'test'")["value"].abs().max() > 0.01
+    # A code that says nothing has the whole variance for its error.
+    silent = known.query("quantity == 'no code' and split == 'train'")
+    x = data.load("gaussian").first(2000).train.double()
+    variance = (x - x.mean(0)).square().sum(1).mean().item()
+    np.testing.assert_allclose(silent["value"] * 2 * silent["level"] / silent["beta"], variance, rtol=1e-6)
     levels = sorted({row["level"] for row in found})
     whole = data.load("gaussian").train[:2000].double()
     assert levels == pytest.approx([share * np.linalg.eigvalsh(np.cov(whole.T, bias=True))[-1] for share in (0.1, 0.5)])

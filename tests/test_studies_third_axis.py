@@ -158,6 +158,8 @@ def test_the_pair_is_compared_seed_by_seed_at_the_best_scale():
         ({"marginal_kl": 2.0, "distortion": 11.7}, 0.0, 1.0, False),
         ({"marginal_kl": 2.0, "distortion": 11.7}, 0.0, 4.0, True),  # worth less than a tenth of a nat of rate
         ({"marginal_kl": 2.0, "distortion": 10.9}, 0.0, 4.0, False),
+        ({"marginal_kl": 2.0, "distortion": 11.3, "rate": 4.8}, 0.0, 4.0, False),  # both to one side
+        ({"marginal_kl": 2.0, "distortion": 12.7, "rate": 4.8}, 0.0, 4.0, True),
         ({"marginal_kl": 2.0, "rate": 5.3, "scale": 0.8}, 0.0, 1.0, True),  # at the best scale one rate
         ({"marginal_kl": 2.0}, 1.0, 1.0, False),  # nothing could be seen
         ({"marginal_kl": 2.0}, 2.0, 4.0, False),
@@ -165,7 +167,8 @@ def test_the_pair_is_compared_seed_by_seed_at_the_best_scale():
     ],
 )
 def test_the_pair_is_one_point_within_a_quarter_of_what_is_claimed(changes, noise, price, passed):
-    assert study._one_point(pair(TERMS, TERMS | changes, noise), 8, price).passed == passed
+    table = pair(TERMS, TERMS | changes, noise).assign(on_information=price)
+    assert study._one_point(table, 8).passed == passed
 
 
 def test_twice_the_passes_compare_differences_of_the_pair_each_with_its_own_weights():
