@@ -61,6 +61,17 @@ def test_few_images_are_gone_through_more_often(dataset, monkeypatch):
     assert data.load(dataset, None).is_binary is False
 
 
+def test_what_is_told_is_of_the_plans_passes_whichever_of_the_two_is_longer():
+    plan = study.plan("digits", "smoke").changed(passes=2, images=60, sizes=(30, 60), measured=40)
+    assert plan.again == len(plan.seeds)
+    longer, shorter = (study.run(plan.changed(against=against), Lab()) for against in (0.5, 2.0))
+    other = study.run(plan.changed(passes=4), Lab())
+    for name in study.PICTURES:
+        np.testing.assert_array_equal(longer.arrays[name], shorter.arrays[name])
+    assert not np.array_equal(longer.arrays["rebuilt"], other.arrays["rebuilt"])
+    pd.testing.assert_frame_equal(longer.frame, shorter.frame)
+
+
 def test_pictures_are_those_of_the_models_from_one_noise_for_all():
     """A decoder of one image rebuilds every image and every draw to it; equal models make equal pictures."""
     ds = data.load("digits")
