@@ -1,7 +1,8 @@
 """Whether trainings have converged as far as what is claimed of them needs: checks that cost little.
 
 1. *Cross table*: every model measured under every other model's objective. Each must be the best, within error, under its own.
-2. *Twice the passes*: training for twice as long moves nothing that is claimed by more than its error.
+2. *Twice the passes*: training for twice as long moves nothing that is claimed by more than its error. A plan may report
+   the longer of the two trainings or the shorter.
 3. *Second moments*: where encoder heads and the decoder's first layer are linear, E z² = 1 in each latent at any optimum.
 
 An error so large that nothing could be seen beside it is no agreement: each check bounds the errors too. Where two numbers
@@ -113,7 +114,7 @@ def accept_against(passes: int, against: float) -> None:
 def claimed(effects: Any, passes: int, seeds: Sequence[int], least: float) -> Any:
     """The rows of effects that are large enough to be claimed, with the size of each claim in a column `claim`.
 
-    - `effects`: a row for each `objective`, `quantity`, `seed` and number of `passes`, the plan's and twice as many.
+    - `effects`: a row for each `objective`, `quantity`, `seed` and number of `passes`, the plan's and twice or half as many.
     - `passes`: the plan's.
     - `seeds`: those that were trained for both; only their rows are kept.
     - `least`: what an effect must be, as a mean over seeds after the plan's passes, to be claimed.
@@ -187,7 +188,7 @@ def allowed(claim: Estimate, largest_error: float) -> float:
 def errors(claims: Mapping[str, Estimate], largest_error: float) -> Check:
     """Whether the errors of what is claimed are small enough to see it.
 
-    - `claims`: estimates over seeds, by name, at least one.
+    - `claims`: estimates over seeds, by name; none at all is no agreement.
     - `largest_error`: the most that a standard error may be, in the unit of the claims, unless it is at most a quarter of what
       is claimed.
 
@@ -195,6 +196,8 @@ def errors(claims: Mapping[str, Estimate], largest_error: float) -> Check:
     >>> [errors(claims, largest).passed for largest in (0.1, 0.01)]
     [True, False]
     """
+    if not claims:
+        return Check("the errors of what is claimed are small enough", False, "nothing is claimed")
     sizes = {name: claim.stderr / allowed(claim, largest_error) for name, claim in claims.items()}
     name = max(sizes, key=lambda name: (not sizes[name] <= 1, sizes[name]))  # an error that is not known is none too small
     limit = allowed(claims[name], largest_error)

@@ -430,6 +430,7 @@ def test_errors_may_be_as_large_as_allowed_or_a_quarter_of_what_is_claimed_and_m
     def passed(*pairs, largest=0.1):
         return convergence.errors({str(i): results.Estimate(*pair) for i, pair in enumerate(pairs)}, largest).passed
 
+    assert not passed()  # nothing is claimed
     assert passed((0.0, 0.1), (-4.0, 1.0))
     assert not passed((0.0, 0.11), (-4.0, 1.0))
     assert not passed((0.0, 0.1), (-4.0, 1.01))
