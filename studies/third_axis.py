@@ -657,7 +657,7 @@ def _said(plan: Plan, many: Any, pair: Any) -> str:
     count = len(table.groupby(SETTING, dropna=False))
     second = (
         f"Over {count} settings the rank correlation of KL(q(z) ‖ p(z)) beyond scale, bounded on held-out codes, with that "
-        f"cost is {said[0]}, that of the rate {said[1]}: not settled, longer training moves it."
+        f"cost is {said[0]}, that of the rate {said[1]}: no check covers these."
     )
     some = table[(table["objective"] == PLAIN) & (table["beta"] == min(plan.betas))]
     names = ("marginal_kl_held_out", "marginal_kl_held_out_scale")
