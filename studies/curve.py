@@ -259,10 +259,11 @@ def yardsticks(plan: Plan, rows: Any) -> Any:
             x = every[: plan.measured]
             apart = x.flatten(1).double() - mean
             moments = (apart.T @ apart / len(x)).numpy()
+            silent = without_a_code(ds, x) if kind == KINDS[0] else None
             for beta, level in own[["beta", "level"]].drop_duplicates().itertuples(index=False):
                 place = {"objective": kind, "images": images, "beta": beta, "seed": plan.seeds[0], "split": split}
                 place |= {"stderr": None, "n": len(x)} | ({"level": level} if kind == KINDS[1] else {})
-                plain = without_a_code(ds, x) if kind == KINDS[0] else np.trace(moments) * beta / (2 * level)
+                plain = np.trace(moments) * beta / (2 * level) if silent is None else silent
                 found.append(place | {"quantity": "no code", "value": float(plain)})
                 if linear is not None:
                     code = linear.solve(beta, level / beta)

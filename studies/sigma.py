@@ -497,7 +497,9 @@ def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
     name, worst = max(same.items(), key=lambda each: abs(each[1].value))
     agree = all(abs(each.value) <= max(plan.largest_error, 2 * each.stderr) for each in same.values())
     found.append(convergence.Check("models of one level agree", agree, f"the largest difference is of {name}: {worst:+} nats"))
-    return [*found, convergence.errors(told, max(2 * plan.largest_error, fine))]
+    check = convergence.errors(told, max(2 * plan.largest_error, fine))
+    beside = ", ".join(f"{name}: {each:+}" for name, each in every.items() if name not in told)
+    return [*found, replace(check, found=f"{check.found}; not held to it are {beside}")]
 
 
 def _keys(frame: Any) -> list[tuple[str, str]]:
