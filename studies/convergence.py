@@ -111,6 +111,13 @@ def accept_against(passes: int, against: float) -> None:
         raise ValueError(f"against must be 2 or, for an even number of passes, 0.5; got {against:g} for {passes} passes")
 
 
+def trained(plan: Any) -> dict[int, tuple[int, ...]]:
+    """The seeds that are trained for each number of passes, the longest first: a plan's, and `against` times as many."""
+    other = round(plan.against * plan.passes)
+    every = {plan.passes: plan.seeds, other: plan.seeds[: plan.again]}
+    return dict(sorted(every.items(), reverse=True))
+
+
 def claimed(effects: Any, passes: int, seeds: Sequence[int], least: float) -> Any:
     """The rows of effects that are large enough to be claimed, with the size of each claim in a column `claim`.
 

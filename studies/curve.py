@@ -115,9 +115,7 @@ def run(plan: Plan, lab: Lab) -> Record:
     common = {name: plan.settings[name] for name in names}
     first_kind = plan.kinds[0]
     most = min(plan.sizes[-1], len(plan.data().train))
-    other = round(plan.against * plan.passes)
-    every = {passes: plan.seeds if passes == plan.passes else plan.seeds[: plan.again] for passes in (other, plan.passes)}
-    every = dict(sorted(every.items(), reverse=True))  # the longest first
+    every = convergence.trained(plan)
     cells = [
         {
             "kind": kind,

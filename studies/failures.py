@@ -33,7 +33,8 @@ from studies.record import Record
 QUESTION = "What does a VAE trained on the ELBO fail at, and is it the objective or the optimisation?"
 CHAPTER = "01_elbo"
 DATASETS = ("digits", "mnist", "glyphs")
-AUTOENCODER, LONGER = "autoencoder", "distortion, twice the passes"
+AUTOENCODER = "autoencoder"
+COMPARED = {2.0: "distortion, twice the passes", 0.5: "distortion, half the passes"}  # the autoencoder's, by `against`
 _SHOWN = 10  # images that a page draws
 
 
@@ -45,8 +46,8 @@ class Plan(Common):
     - `shares`: further βs, as shares of the data's threshold of collapse; at least one above 1.
     - `hidden`: units of the hidden layers; `deep`: those of the deep networks.
     - `grown_from`: the share of the threshold that β starts from where it grows. It grows over the first half of the steps.
-    - `passes`: over the training images; some seeds are also trained for twice as many.
-    - `again`: how many of the seeds.
+    - `passes`: over the training images.
+    - `again`, `against`: how many of the seeds are also trained for `against` times as many passes, to compare with.
     - `latent_dim`, `batch`, `lr`: of the models and their training, under a one-cycle schedule.
     - `draws`: the number of z for each image, to measure D; `measured`: how many images of each split at most, None for all.
     - `more_draws`: how many z an image has in a step, of the trainings with several.
@@ -64,6 +65,7 @@ class Plan(Common):
     grown_from: float = 0.02
     passes: int = 400
     again: int = 5
+    against: float = 2.0
     latent_dim: int = 8
     batch: int = 100
     lr: float = 1e-2
@@ -90,6 +92,7 @@ class Plan(Common):
             raise ValueError("the last of shares must be above 1, where the collapsed code is a local minimum")
         if not 0 < self.grown_from < self.shares[0]:
             raise ValueError("grown_from must be above 0 and below all shares")
+        convergence.accept_against(self.passes, self.against)
         if not 2 <= self.again <= len(self.seeds):
             raise ValueError("errors need at least two seeds, also of those that are trained again")
         for name in ("gap_images", "noise_batches", "noise_draws", "more_draws"):
@@ -99,15 +102,16 @@ class Plan(Common):
 def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset)
     if dataset in ("mnist", "glyphs"):
-        full = full.changed(images=5000, passes=60, latent_dim=10, hidden=(256,), deep=(256, 256, 256, 256), lr=4e-3, draws=2)
+        full = full.changed(images=5000, passes=240, latent_dim=10, hidden=(256,), deep=(256, 256, 256, 256), lr=4e-3, draws=2)
         full = full.changed(shares=(0.15, 0.4, 0.8, 1.2), measured=2000, gap_images=100, largest_error=0.5)
-        full = full.changed(seeds=(0, 1, 2), again=3)
+        full = full.changed(seeds=(0, 1, 2), again=3, against=0.5)
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
-    small = {"seeds": (0, 1), "again": 2, "draws": 1, "noise_batches": 4, "noise_draws": 10}
+    small = {"seeds": (0, 1), "again": 2, "against": 2.0, "draws": 1, "noise_batches": 4, "noise_draws": 10}
     if budget == "quick":
         few = {"images": 1000, "measured": 1000, "gap_images": 50, "gap_samples": 300, "gap_steps": 60}
-        return full.changed(**small, **few, passes=max(1, full.passes // 25)).stretched("passes")
+        passes = max(1, round(min(1.0, full.against) * full.passes) // 25)
+        return full.changed(**small, **few, passes=passes).stretched("passes")
     if budget == "smoke":
         few = {"images": 200, "measured": 200, "gap_images": 10, "gap_samples": 10, "gap_steps": 5, "latent_dim": 4}
         nets = {"hidden": (16,), "deep": (16, 16), "betas": (0.01, 1.0), "shares": (0.5, 1.2)}
@@ -198,7 +202,7 @@ def run(plan: Plan, lab: Lab) -> Record:
     accept(plan.data())
     limit = threshold(plan.data())
     far = [share * limit for share in plan.shares]
-    every = {2 * plan.passes: plan.seeds[: plan.again], plan.passes: plan.seeds}  # the longest first
+    every = convergence.trained(plan)
     shallow, deep = list(plan.hidden), list(plan.deep)
     families = {
         "shallow": {"hidden": shallow, "betas": [*plan.betas, *far], "start": None},
@@ -233,8 +237,8 @@ def run(plan: Plan, lab: Lab) -> Record:
         ]
     )
     first: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
-    plain: Any = frame[(frame["passes"] == 2 * plan.passes) & (frame["objective"] == AUTOENCODER)].drop(columns="passes")
-    longer = plain.assign(quantity=LONGER).to_dict("records")
+    plain: Any = frame[(frame["passes"] != plan.passes) & (frame["objective"] == AUTOENCODER)].drop(columns="passes")
+    other = plain.assign(quantity=COMPARED[plan.against]).to_dict("records")
     x = plan.data().train[: plan.measured]
     known = [("threshold", limit), ("distortion without a code", without_a_code(plan.data(), x))]
     place = {"objective": "data", "split": "train", "seed": plan.seeds[0], "stderr": None, "n": len(x)}
@@ -251,7 +255,7 @@ def run(plan: Plan, lab: Lab) -> Record:
         __name__,
         plan,
         lab,
-        [*first.to_dict("records"), *longer, *(place | {"quantity": name, "value": value} for name, value in known)],
+        [*first.to_dict("records"), *other, *(place | {"quantity": name, "value": value} for name, value in known)],
         checks=_checks(plan, frame, first),
         said=_said(first, limit),
         arrays={name: drawn[key] for name, key in pictures.items()},
@@ -537,7 +541,7 @@ def cross(frame: Any, family: str) -> pd.DataFrame:
 
 
 def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
-    """β-VAEs are the best under their own β, also where they were grown; twice the passes; errors."""
+    """β-VAEs are the best under their own β, also where they were grown; the other number of passes; errors."""
     found = []
     for family in ("shallow", "deep, grown"):
         _, check = convergence.cross_table(cross(first, family), plan.largest_error)

@@ -37,8 +37,8 @@ class Plan(Common):
       is so small in a VAE that a weight on it has no effect to speak of, and none is tried by default.
     - `estimated`: the weight on TC that is also estimated, one of `correlation`.
     - `estimators`: how, among those of `posterior.MINIBATCH` and "discriminator".
-    - `passes`: over the training images; some seeds are also trained for twice as many.
-    - `again`: how many of the seeds.
+    - `passes`: over the training images.
+    - `again`, `against`: how many of the seeds are also trained for `against` times as many passes, to compare with.
     - `latent_dim`, `hidden`, `batch`, `lr`: of the models and their training, under a one-cycle schedule.
     - `draws`: how often the training images are gone through to measure a loss.
     - `largest_error`: the most that the standard error of a difference of losses may be, in nats.
@@ -52,6 +52,7 @@ class Plan(Common):
     estimators: tuple[str, ...] = (*MINIBATCH, DISCRIMINATOR)
     passes: int = 800
     again: int = 2
+    against: float = 2.0
     latent_dim: int = 8
     hidden: tuple[int, ...] = (64,)
     batch: int = 100
@@ -74,6 +75,7 @@ class Plan(Common):
             raise ValueError(f"estimated must be one of correlation, {self.correlation}; got {self.estimated:g}")
         for name in self.estimators:
             checks.choice("an estimator", name, (*MINIBATCH, DISCRIMINATOR))
+        convergence.accept_against(self.passes, self.against)
         if not 2 <= self.again <= len(self.seeds):
             raise ValueError("errors need at least two seeds, also of those that are trained again")
 
@@ -82,16 +84,17 @@ def plan(dataset: str, budget: str) -> Plan:
     # Exact terms cost images × images × latents in each pass: of larger data sets a part is used.
     full = Plan(dataset=dataset, images=None if dataset == "digits" else 3000)
     if dataset in ("mnist", "glyphs"):
-        full = full.changed(passes=100, hidden=(256,), latent_dim=10, lr=4e-3)
-        full = full.changed(draws=2, largest_error=0.25, seeds=(0, 1, 2), again=2)
+        full = full.changed(passes=300, against=0.5, hidden=(256,), latent_dim=10, lr=4e-3)
+        full = full.changed(draws=2, largest_error=0.25, seeds=(0, 1, 2, 3, 4), again=5)
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if budget == "quick":
-        short = full.changed(images=1000, passes=max(1, full.passes // 40), seeds=(0, 1), again=2, draws=1)
+        passes = max(1, round(min(1.0, full.against) * full.passes) // 40)
+        short = full.changed(images=1000, passes=passes, against=2.0, seeds=(0, 1), again=2, draws=1)
         return short.stretched("passes")
     if budget == "smoke":
         few = {"betas": (1.0, 2.0), "information": (2.0,), "correlation": (6.0,), "estimators": ("hfvae", DISCRIMINATOR)}
-        return full.changed(**few, images=200, passes=1, seeds=(0, 1), again=2, draws=1, hidden=(16,))
+        return full.changed(**few, images=200, passes=1, against=2.0, seeds=(0, 1), again=2, draws=1, hidden=(16,))
     return full
 
 
@@ -120,10 +123,9 @@ def run(plan: Plan, lab: Lab) -> Record:
     exact = {name: row for name, row in rows.items() if not name.endswith(tuple(f", {each}" for each in plan.estimators))}
     names = ("dataset", "binarize", "images", "latent_dim", "hidden", "batch", "lr", "draws")
     common = {name: plan.settings[name] for name in names} | {"under": exact}
-    every = {2 * plan.passes: plan.seeds[: plan.again], plan.passes: plan.seeds}  # the longest first
     cells = [
         {"objective": name, "kind": kind, "settings": settings, "passes": passes, "seeds": seeds} | common
-        for passes, seeds in every.items()
+        for passes, seeds in convergence.trained(plan).items()
         for name, (kind, settings) in rows.items()
     ]
     found = lab.map(train, cells, "weights")
@@ -138,7 +140,7 @@ def run(plan: Plan, lab: Lab) -> Record:
         plan,
         lab,
         first.to_dict("records"),
-        checks=[convergence.cross_table(losses, plan.largest_error)[1], _doubled(plan, frame)],
+        checks=[convergence.cross_table(losses, plan.largest_error)[1], _compared(plan, frame)],
         said=_said(plan, first),
     )
 
@@ -208,8 +210,8 @@ def beside_the_line(frame: Any) -> Any:
     return pd.DataFrame(rows, columns=pd.Index(["objective", "seed", "quantity", "value"]))
 
 
-def _doubled(plan: Plan, frame: Any) -> convergence.Check:
-    """Twice the passes against what is claimed: costs, changes to a term, and those at equal information, if they are large.
+def _compared(plan: Plan, frame: Any) -> convergence.Check:
+    """The other number of passes against what is claimed, if it is large: costs, changes to a term, those at equal information.
 
     Large is at least four times the largest error. At equal information some models have no β-VAE beside them, with some seed.
     """
