@@ -11,7 +11,7 @@ from typing import Any, Self
 from nbvae import checks, data
 
 BUDGETS = ("full", "quick", "smoke")
-_LATER = [("against", 2.0)]  # what records were made with before there was a field for it
+_LATER = [("against", 2.0), ("sides", []), ("unclaimed", [])]  # what records were made with before there were such fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -239,6 +239,33 @@ def test_claims_are_differences_at_one_beta_and_one_seed():
     }
 
 
+def test_of_sizes_that_go_on_growing_the_side_is_claimed_where_it_is_clear_and_what_is_not_claimed_is_named():
+    plan = study.plan("digits", "smoke").changed(passes=4, largest_error=0.5, sides=("deep",), unclaimed=("far",))
+    after = {  # by name, values of three seeds after two and after four passes
+        "deep, clear": ([-5.0, -5.1, -4.9], [-8.0, -8.1, -7.9]),
+        "deep, unclear": ([-5.0, -1.0, -3.0], [-5.0, -1.0, -30.0]),
+        "deep, small": ([-0.5, -0.51, -0.49], [-0.6, -0.61, -0.59]),
+        "shallow": ([-5.0, -5.1, -4.9], [-5.0, -5.1, -4.9]),
+        "far": ([-5.0, -5.1, -4.9], [-9.0, -9.1, -8.9]),
+    }
+    rows = [
+        {"objective": name, "quantity": "loss", "passes": passes, "seed": seed, "value": value}
+        for name, each in after.items()
+        for passes, values in zip((2, 4), each, strict=True)
+        for seed, value in enumerate(values)
+    ]
+    by_side, by_size, silent = study._by_side(plan, pd.DataFrame(rows))
+    assert set(by_side["objective"]) == {"deep, clear"}
+    assert set(by_size["objective"]) == {"deep, small", "shallow"}
+    assert silent == ["deep, unclear: loss", "far: loss"]
+    for frame in (by_side, by_size):
+        assert (frame.groupby("objective").size() == 6).all()
+    by_side, by_size, silent = study._by_side(plan.changed(sides=(), unclaimed=()), pd.DataFrame(rows))
+    assert by_side.empty
+    assert len(by_size) == len(rows)
+    assert not silent
+
+
 def test_losses_under_another_beta_weigh_the_same_rate():
     rows = [
         ("deep", beta, 0, "train", name, value)

@@ -95,7 +95,7 @@ def test_what_is_claimed_at_equal_information_must_not_move_after_twice_the_pass
         others = {"6 on correlation": terms(4.0, total_correlation=27.5) | own, "2 on information": terms(6.0, distortion=2.0)}
         return frame_of(line | others).assign(passes=passes, split="train", stderr=np.nan, n=10)
 
-    check = study._doubled(Plan(seeds=(0, 1), again=2, passes=4), pd.concat([after(24.0, 4), after(later, 8)]))
+    check = study._compared(Plan(seeds=(0, 1), again=2, passes=4), pd.concat([after(24.0, 4), after(later, 8)]))
     assert check.passed == passed, check.found
     assert passed or "at equal information, total_correlation 6 on correlation: +1" in check.found
 
