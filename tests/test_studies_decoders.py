@@ -50,8 +50,8 @@ def test_claims_are_differences_of_losses_on_the_same_images_with_the_same_seed(
         }
 
 
-def checked(passes=lambda many, steps: 0.0, gap=2.0, other=0.0, noise=0.01, seed_noise=0.0):
-    """The outcome of the four checks for a gap that depends on passes and steps, and another decoder's excess."""
+def checks_of(passes=lambda many, steps: 0.0, gap=2.0, other=0.0, noise=0.01, seed_noise=0.0):
+    """The four checks for a gap that depends on passes and steps, and another decoder's excess."""
     rng = np.random.default_rng(0)
     plan = Plan(seeds=(0, 1, 2), again=3, betas=(0.5, 1.0, 2.0), decoders=(0.5, 2.0))
 
@@ -62,7 +62,11 @@ def checked(passes=lambda many, steps: 0.0, gap=2.0, other=0.0, noise=0.01, seed
 
     frame = rows(loss, passes=(400, 800), steps=(200, 400))
     frame = frame[(frame["passes"] == 400) | (frame["steps"] == 200)]
-    return [check.passed for check in study._checks(plan, study.effects(frame))]
+    return study._checks(plan, study.effects(frame))
+
+
+def checked(*arguments, **values):
+    return [check.passed for check in checks_of(*arguments, **values)]
 
 
 def test_checks_pass_where_all_is_steady_and_each_fails_for_its_own_reason():
@@ -75,10 +79,14 @@ def test_checks_pass_where_all_is_steady_and_each_fails_for_its_own_reason():
     assert checked(lambda many, steps: -4.0 * (many == 800)) == [True, True, True, False]
 
 
-def test_another_decoder_is_claimed_only_where_its_excess_is_large():
-    assert checked(other=0.5, seed_noise=0.5) == [True] * 4  # a nat and a half from seed to seed, and none is claimed
-    assert checked(other=3.0, seed_noise=3.0)[0] is False
-    assert checked(other=30.0, seed_noise=3.0) == [True] * 4
+@pytest.mark.parametrize(
+    ("other", "seed_noise", "claimed"),
+    [(0.5, 0.5, 0), (3.0, 3.0, 0), (30.0, 3.0, 4), (3.0, 0.3, 4)],  # small; not clear; both; both
+)
+def test_another_decoder_is_claimed_only_where_its_excess_is_large_and_clear(other, seed_noise, claimed):
+    checks = checks_of(other=other, seed_noise=seed_noise)
+    assert [check.passed for check in checks] == [True] * 4
+    assert checks[0].found.startswith(f"of {6 + claimed} claims")
 
 
 class Asked(Exception):
