@@ -95,7 +95,7 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if dataset == "patches":
-        full = full.changed(kinds=("densities",))
+        full = full.changed(kinds=("densities",), largest_error=0.1)
     if dataset not in DATASETS:
         ds = full.data()
         count = len(ds.train)

@@ -209,7 +209,9 @@ def _checks(plan: Plan, found: Any) -> list[convergence.Check]:
     others = plans[plans["quantity"] == OTHER]
     size = found["objective"].map(others.groupby("objective")["value"].mean().abs())
     is_clear = found["objective"].isin(convergence.clear(others, ["objective"])["objective"])
-    found = found[(found["quantity"] != OTHER) | ((size >= _LARGE * plan.largest_error) & is_clear)]
+    large = size >= _LARGE * plan.largest_error
+    silent = found[(found["quantity"] == OTHER) & large & ~is_clear]["objective"].unique()
+    found = found[(found["quantity"] != OTHER) | (large & is_clear)]
     short = found[found["passes"] == plan.passes]
     first = short[short["steps"] == plan.steps]
     claims = {
@@ -221,8 +223,11 @@ def _checks(plan: Plan, found: Any) -> list[convergence.Check]:
     twice = convergence.twice(short.assign(allowed=allowed, passes=short["steps"]), ["objective"])
     longer = found[found["steps"] == plan.steps]
     sides = convergence.claimed(longer, plan.passes, plan.seeds[: plan.again], 4 * plan.largest_error)
+    errors = convergence.errors(claims, plan.largest_error)
+    if len(silent):
+        errors = replace(errors, found=f"{errors.found}; large but not clear, and not claimed, are {', '.join(silent)}")
     return [
-        convergence.errors(claims, plan.largest_error),
+        errors,
         _no_worse(first),
         replace(twice, name="twice the temperatures move nothing that is claimed"),
         convergence.same_side(sides, ["objective"]),

@@ -56,8 +56,8 @@ class Plan(Common):
       best posterior.
     - `noise_batches`, `noise_draws`: how many batches the gradient is taken on, and how often on each.
     - `largest_error`: the most that the standard error of what is claimed may be, in nats.
-    - `sides`: claims, by how their names begin, whose sizes go on growing while training images are fitted. Of those that are
-      four times the largest error or more the side is claimed, where it is clear, and no size.
+    - `sides`: claims, by how their names begin, of which only the side is claimed, where it is clear, if they are at least four
+      times the largest error.
     - `unclaimed`: what is measured and not claimed, by how its name begins.
     """
 
@@ -265,7 +265,7 @@ def run(plan: Plan, lab: Lab) -> Record:
         lab,
         [*first.to_dict("records"), *other, *(place | {"quantity": name, "value": value} for name, value in known)],
         checks=_checks(plan, frame, first),
-        said=_said(first, limit),
+        said=_said(plan, first, limit),
         arrays={name: drawn[key] for name, key in pictures.items()},
     )
 
@@ -598,13 +598,17 @@ def _on_test(both: Any) -> Any:
     return apart.assign(objective="gap, test less train", value=apart["value"] - apart["value_train"])
 
 
-def _said(first: Any, limit: float) -> str:
+def _said(plan: Plan, first: Any, limit: float) -> str:
     claims = results.over_seeds(effects(first), ["objective", "quantity"])
     starts = claims[[" grown less cold" in name and quantity == "loss" for name, quantity in claims.index]]
     least = min(starts.items(), key=lambda item: item[1].value)
+    said = f"Under the same objective a grown start ends below a cold one by at most {-least[1]} nats ({least[0][0]})."
+    if plan.sides:
+        by_side, *_ = _by_side(plan, effects(first).assign(passes=plan.passes))
+        below = [name for name, value in by_side.groupby("objective", sort=False)["value"].mean().items() if value < 0]
+        said = f"On its side, and not by its size, is claimed below zero: {'; '.join(map(str, below)) or 'nothing'}."
     parts = {name: claims["gap, test", name] for name in ("gap", "amortisation", "approximation")}
     return (
-        f"The collapsed code is a local minimum from β = {limit:.3g} on. Under the same objective a grown start ended "
-        f"below a cold one by at most {-least[1]} nats ({least[0][0]}). The gap of the VAE is {parts['gap']} nats on test "
-        f"images, {parts['amortisation']} of amortisation and {parts['approximation']} of approximation."
+        f"The collapsed code is a local minimum from β = {limit:.3g} on. {said} The gap of the VAE is {parts['gap']} nats on test "
+        f"images after these passes, {parts['amortisation']} of amortisation and {parts['approximation']} of approximation."
     )

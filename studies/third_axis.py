@@ -593,6 +593,7 @@ def _one_point(table: Any, passes: Any) -> convergence.Check:
     """Whether rate, distortion and both together differ by less than a quarter of what is claimed to differ, in nats of rate.
 
     A nat of rate is worth as many nats of distortion as a model of the pair pays for one of information, the smaller number.
+    Paid for in marginal KL alone, which is cheap for the light model, a nat of distortion would be worth more of it.
     """
     price = table["on_information"].min()
     paired = table.assign(both=table["rate_rescaled"] + table["distortion"] / price)

@@ -80,13 +80,14 @@ def test_checks_pass_where_all_is_steady_and_each_fails_for_its_own_reason():
 
 
 @pytest.mark.parametrize(
-    ("other", "seed_noise", "claimed"),
-    [(0.5, 0.5, 0), (3.0, 3.0, 0), (30.0, 3.0, 4), (3.0, 0.3, 4)],  # small; not clear; both; both
+    ("other", "seed_noise", "claimed", "silent"),
+    [(0.5, 0.5, 0, False), (3.0, 3.0, 0, True), (30.0, 3.0, 4, False), (3.0, 0.3, 4, False)],  # small; not clear; both; both
 )
-def test_another_decoder_is_claimed_only_where_its_excess_is_large_and_clear(other, seed_noise, claimed):
+def test_another_decoder_is_claimed_only_where_its_excess_is_large_and_clear(other, seed_noise, claimed, silent):
     checks = checks_of(other=other, seed_noise=seed_noise)
     assert [check.passed for check in checks] == [True] * 4
     assert checks[0].found.startswith(f"of {6 + claimed} claims")
+    assert ("not claimed, are β = 0.5 at β = 2, train, " in checks[0].found) == silent
 
 
 class Asked(Exception):

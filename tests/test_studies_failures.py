@@ -244,6 +244,7 @@ def test_of_sizes_that_go_on_growing_the_side_is_claimed_where_it_is_clear_and_w
     after = {  # by name, values of three seeds after two and after four passes
         "deep, clear": ([-5.0, -5.1, -4.9], [-8.0, -8.1, -7.9]),
         "deep, unclear": ([-5.0, -1.0, -3.0], [-5.0, -1.0, -30.0]),
+        "deep, nearly clear": ([-14.0, -15.0, -16.0], [-11.0, -18.0, -18.0]),  # 1.56 halves of its interval from zero
         "deep, small": ([-0.5, -0.51, -0.49], [-0.6, -0.61, -0.59]),
         "shallow": ([-5.0, -5.1, -4.9], [-5.0, -5.1, -4.9]),
         "far": ([-5.0, -5.1, -4.9], [-9.0, -9.1, -8.9]),
@@ -257,13 +258,66 @@ def test_of_sizes_that_go_on_growing_the_side_is_claimed_where_it_is_clear_and_w
     by_side, by_size, silent = study._by_side(plan, pd.DataFrame(rows))
     assert set(by_side["objective"]) == {"deep, clear"}
     assert set(by_size["objective"]) == {"deep, small", "shallow"}
-    assert silent == ["deep, unclear: loss", "far: loss"]
+    assert silent == ["deep, unclear: loss", "deep, nearly clear: loss", "far: loss"]
     for frame in (by_side, by_size):
         assert (frame.groupby("objective").size() == 6).all()
     by_side, by_size, silent = study._by_side(plan.changed(sides=(), unclaimed=()), pd.DataFrame(rows))
     assert by_side.empty
     assert len(by_size) == len(rows)
     assert not silent
+
+
+def frame_of(later: dict[str, float], many: int = 4) -> pd.DataFrame:
+    """Rows of a study whose deep starts differ by 8 nats, the gaps by 1, with changes to some after twice the passes."""
+    rows = []
+    for passes in (2, many):
+        change = later if passes == many else {}
+        for seed in (0, 1, 2):
+            noise = 0.01 * (seed - 1) + 0.001 * passes
+            for family in ("shallow", "shallow, grown", "deep", "deep, grown"):
+                for beta in (0.01, 1.0, 10.0):
+                    loss = 100 + 2 * beta - 8 * (family == "deep, grown") + change.get(family, 0.0) + noise
+                    rate = 5 - 4 * math.log10(beta)
+                    values = {"loss": loss, "rate": rate, "distortion": loss - beta * rate, "distortion at the mean": loss - 30}
+                    rows += [(family, beta, seed, "train", name, value, passes) for name, value in values.items()]
+            for split, size in (("train", 1.0), ("test", 2.0 + change.get("gap", 0.0))):
+                for name, value in (("gap", size + 0.5), ("amortisation", size), ("approximation", 0.5)):
+                    rows.append(("gap", 1.0, seed, split, name, value + noise, passes))
+    return pd.DataFrame(rows, columns=pd.Index(["objective", "beta", "seed", "split", "quantity", "value", "passes"]))
+
+
+@pytest.mark.parametrize(
+    ("later", "sides", "passed"),
+    [
+        ({}, (), (True, True)),
+        ({"deep, grown": -4.0}, (), (False, True)),  # a size that moves
+        ({"deep, grown": -4.0}, ("deep, grown less cold",), (True, True)),  # and its side does not
+        ({"deep, grown": 9.0}, ("deep, grown less cold",), (True, False)),  # its side was another
+        ({"shallow, grown": 3.0}, ("deep, grown less cold",), (False, True)),
+        ({"gap": 5.0}, (), (True, True)),
+        ({"gap": -1.5}, (), (True, False)),
+    ],
+)
+def test_sizes_and_sides_fail_each_in_the_check_that_they_are_in(later, sides, passed):
+    plan = study.plan("digits", "smoke").changed(passes=2, seeds=(0, 1, 2), again=3, largest_error=0.5, sides=sides)
+    frame = frame_of(later)
+    *_, sizes, on_side = study._checks(plan, frame, frame[frame["passes"] == 2].drop(columns="passes"))
+    assert (sizes.passed, on_side.passed) == passed
+    assert "not claimed are" not in sizes.found
+    silent = plan.changed(unclaimed=("shallow, grown less cold, β = 1:",))
+    *_, sizes, _ = study._checks(silent, frame, frame[frame["passes"] == 2].drop(columns="passes"))
+    assert sizes.found.endswith("not claimed are shallow, grown less cold, β = 1: loss")
+
+
+def test_the_longer_of_two_trainings_may_be_what_is_reported():
+    plan = study.plan("digits", "smoke").changed(passes=4, against=0.5)
+    found = study.run(plan, Lab())
+    rows = found.frame
+    plain = rows[rows["objective"] == study.AUTOENCODER]
+    assert set(plain["quantity"]) == {"distortion", "distortion, half the passes"}
+    assert {note["cell"]["passes"] for note in found.notes} == {2, 4}
+    names = [check.name for check in found.checks]
+    assert "4 passes move nothing that is claimed after 2" in names
 
 
 def test_losses_under_another_beta_weigh_the_same_rate():
