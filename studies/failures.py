@@ -609,6 +609,6 @@ def _said(plan: Plan, first: Any, limit: float) -> str:
         said = f"On its side, and not by its size, is claimed below zero: {'; '.join(map(str, below)) or 'nothing'}."
     parts = {name: claims["gap, test", name] for name in ("gap", "amortisation", "approximation")}
     return (
-        f"The collapsed code is a local minimum from β = {limit:.3g} on. {said} The gap of the VAE is {parts['gap']} nats on test "
-        f"images after these passes, {parts['amortisation']} of amortisation and {parts['approximation']} of approximation."
+        f"The collapsed code is a local minimum from β = {limit:.3g} on. {said} The gap of the VAE is {parts['gap']} nats on "
+        f"test images after these passes, {parts['amortisation']} of amortisation, {parts['approximation']} of approximation."
     )
