@@ -600,13 +600,15 @@ def _on_test(both: Any) -> Any:
 
 def _said(plan: Plan, first: Any, limit: float) -> str:
     claims = results.over_seeds(effects(first), ["objective", "quantity"])
-    starts = claims[[" grown less cold" in name and quantity == "loss" for name, quantity in claims.index]]
-    least = min(starts.items(), key=lambda item: item[1].value)
-    said = f"Under the same objective a grown start ends below a cold one by at most {-least[1]} nats ({least[0][0]})."
     if plan.sides:
         by_side, *_ = _by_side(plan, effects(first).assign(passes=plan.passes))
-        below = [name for name, value in by_side.groupby("objective", sort=False)["value"].mean().items() if value < 0]
-        said = f"On its side, and not by its size, is claimed below zero: {'; '.join(map(str, below)) or 'nothing'}."
+        mean = by_side.groupby("objective", sort=False)["value"].mean()
+        sides = [f"{name} {'below' if value < 0 else 'above'} zero" for name, value in mean.items()]
+        said = f"By their sides, and not by their sizes, are claimed: {'; '.join(sides) or 'none'}."
+    else:
+        starts = claims[[" grown less cold" in name and quantity == "loss" for name, quantity in claims.index]]
+        least = min(starts.items(), key=lambda item: item[1].value)
+        said = f"Under the same objective a grown start ends below a cold one by at most {-least[1]} nats ({least[0][0]})."
     parts = {name: claims["gap, test", name] for name in ("gap", "amortisation", "approximation")}
     return (
         f"The collapsed code is a local minimum from β = {limit:.3g} on. {said} The gap of the VAE is {parts['gap']} nats on "
