@@ -562,7 +562,7 @@ def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
     drifts = (both["objective"] == "gap, test") & (both["quantity"] != "approximation")
     larger, both = _on_test(both), both[~drifts]
     sided, both, silent = _by_side(plan, both)
-    larger = pd.concat([larger, sided])
+    by_side: Any = pd.concat([larger, sided])
     claims: dict[Any, Estimate] = {
         key: Estimate.over_runs(each["value"].to_numpy())
         for key, each in both[both["passes"] == plan.passes].groupby(["objective", "quantity"], sort=False)
@@ -570,11 +570,11 @@ def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
     allowed = {key: convergence.allowed(each, smallest(key[1], plan.largest_error)) for key, each in claims.items()}
     some = both[both["seed"].isin(plan.seeds[: plan.again])]
     some = some.assign(allowed=[allowed[key] for key in zip(some["objective"], some["quantity"], strict=True)])
-    larger = larger[larger["seed"].isin(plan.seeds[: plan.again])]
+    by_side = by_side[by_side["seed"].isin(plan.seeds[: plan.again])]
     sizes = convergence.twice(some, ["objective"])
     if silent:
         sizes = replace(sizes, found=f"{sizes.found}; not claimed are {', '.join(silent)}")
-    return [*found, sizes, convergence.same_side(larger, ["objective"])]
+    return [*found, sizes, convergence.same_side(by_side, ["objective"])]
 
 
 def _by_side(plan: Plan, both: Any) -> tuple[Any, Any, list[str]]:
