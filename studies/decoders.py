@@ -45,6 +45,7 @@ class Plan(Common):
       twice as many; `leapfrogs`: steps of a move. With many steps a move in a prior ends where it began.
     - `largest_error`: the most that the standard error of what is claimed may be, in nats, and the most that it may be off,
       unless that is at most a quarter of it.
+    - `unclaimed`: decoders at another's β, by how their names begin, of which nothing is claimed.
     """
 
     betas: tuple[float, ...] = (0.2, 0.35, 0.6, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
@@ -62,6 +63,7 @@ class Plan(Common):
     steps: int = 200
     leapfrogs: int = 3
     largest_error: float = 0.1
+    unclaimed: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     def __post_init__(self) -> None:
@@ -86,7 +88,9 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset != "digits":
         full = full.changed(seeds=shared.seeds, again=shared.again, measured=50, chains=4, largest_error=0.25)
     if dataset in ("mnist", "glyphs") and budget == "full":
-        full = full.changed(betas=shared.betas, steps=800)
+        full = full.changed(betas=shared.betas, steps=800, unclaimed=("β = 3 at β = 0.2, test",))
+    if dataset == "glyphs" and budget == "full":
+        full = full.changed(unclaimed=(*full.unclaimed, "β = 3 at β = 1, test"))
     few = {"seeds": shared.seeds, "again": shared.again, "betas": shared.betas}
     if budget == "quick":
         return full.changed(**few, decoders=shared.betas, measured=30, chains=4, steps=40)
@@ -202,16 +206,13 @@ def effects(frame: Any) -> Any:
 def _checks(plan: Plan, found: Any) -> list[convergence.Check]:
     """Errors; no optimum above what the VAE's own encoder reaches; twice the temperatures; and twice the passes.
 
-    Of decoders at another's β only what is large and clear is claimed: from seed to seed they differ more than what an encoder
-    lacks.
+    Of decoders at another's β only what is large is claimed: from seed to seed they differ more than what an encoder lacks.
     """
     plans = found[(found["passes"] == plan.passes) & (found["steps"] == plan.steps)]
     others = plans[plans["quantity"] == OTHER]
     size = found["objective"].map(others.groupby("objective")["value"].mean().abs())
-    is_clear = found["objective"].isin(convergence.clear(others, ["objective"])["objective"])
-    large = size >= _LARGE * plan.largest_error
-    silent = found[(found["quantity"] == OTHER) & large & ~is_clear]["objective"].unique()
-    found = found[(found["quantity"] != OTHER) | (large & is_clear)]
+    silent = (found["quantity"] == OTHER) & found["objective"].str.startswith(plan.unclaimed)
+    found = found[~silent & ((found["quantity"] != OTHER) | (size >= _LARGE * plan.largest_error))]
     short = found[found["passes"] == plan.passes]
     first = short[short["steps"] == plan.steps]
     claims = {
@@ -224,8 +225,8 @@ def _checks(plan: Plan, found: Any) -> list[convergence.Check]:
     longer = found[found["steps"] == plan.steps]
     sides = convergence.claimed(longer, plan.passes, plan.seeds[: plan.again], 4 * plan.largest_error)
     errors = convergence.errors(claims, plan.largest_error)
-    if len(silent):
-        errors = replace(errors, found=f"{errors.found}; large but not clear, and not claimed, are {', '.join(silent)}")
+    if plan.unclaimed:
+        errors = replace(errors, found=f"{errors.found}; not claimed are {', '.join(plan.unclaimed)}")
     return [
         errors,
         _no_worse(first),
