@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import yaml
+
 import pages
 import staleness
-import yaml
 
 CELL_TIMEOUT = 900  # seconds for one cell; papermill has no limit of its own
 # One thread per notebook: as many notebooks run at once as there are cores. The rest makes equal results equal bytes.

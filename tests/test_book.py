@@ -15,11 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 
+import build  # noqa: E402
 import pages  # noqa: E402
 import picture  # noqa: E402
 import staleness  # noqa: E402
-
-import build  # noqa: E402
 
 LISTED = build.listed_pages(ROOT)
 CHAPTERS = [page for page in LISTED if page.startswith("book/executed/") and not page.endswith("manifest")]

@@ -40,6 +40,7 @@ ROWS = [
     "models.multi_beta",
     "models",
     "posterior.mixture",
+    "posterior._fused",
     "posterior.minibatch",
     "posterior._mmd",
     "posterior",

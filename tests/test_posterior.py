@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nbvae import _tensors, models, posterior
-from nbvae.posterior import _mmd, minibatch, mixture
+from nbvae.posterior import _fused, _mmd, mixture
 
 
 def naive_components(z, mean, std):
@@ -352,7 +352,7 @@ def plain_terms(z, mean, std, log_weight):
 
 
 def own_terms(z, mean, std, log_weight):
-    found = posterior.mix(posterior.pairwise(z, mean, std), log_weight)
+    found = posterior.log_densities(z, mean, std, log_weight)
     return 6 * (found.joint - found.latents.sum(-1)).mean() + found.joint.mean()
 
 
@@ -388,10 +388,8 @@ def test_gradients_through_the_draw_are_those_in_double_until_z_itself_is_rounde
         assert (one - other).norm() <= 1e-4 * other.norm()
 
 
-@pytest.mark.parametrize("block", [1, 20, 1 << 17])
-def test_pairs_in_blocks_and_with_leading_models_are_torchs_densities(block, monkeypatch):
+def test_pairs_with_leading_models_are_torchs_densities():
     """Also where one of the three is shared by the models."""
-    monkeypatch.setattr(minibatch, "_BLOCK", block)
     z, mean, std = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.rand(2, 3, 7, 4) + 0.1
     for shapes in ((z, mean, std), (z, mean[0, 0], std[0, 0]), (z[0, 0], mean, std), (z[0], mean[0], std[0])):
         leaves = [part.double().requires_grad_() for part in shapes]
@@ -420,14 +418,68 @@ def test_terms_and_gradients_under_vmap_are_those_of_each_model():
     torch.testing.assert_close(last, values)
 
 
-def test_pairs_have_first_and_second_derivatives():
+# Tiles of one pair, of some rows, of all rows and some latents, of all latents and some models, and of everything.
+@pytest.mark.parametrize("tile", [1, 15, 80, 300, 1 << 17])
+@pytest.mark.parametrize("weight", ["a number", "of a component", "of a pair"])
+@pytest.mark.parametrize("groups", [[], [[2, 0], [1, 3]], [[3]]])
+def test_log_densities_are_mix_of_pairwise_with_its_gradients(tile, weight, groups, monkeypatch):
+    """Whatever the tiles are; with and without the latents alone; also where something is shared by the models."""
+    monkeypatch.setattr(_fused, "_TILE", tile)
+    z, mean, std = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.rand(2, 3, 7, 4) + 0.1
+    shape = {"a number": (), "of a component": (7,), "of a pair": (5, 7)}[weight]
+    log_weight = torch.randn(shape, dtype=torch.float64) - 2.0
+    for shapes in ((z, mean, std), (z, mean[0, 0], std[0, 0]), (z[0, 0], mean, std), (z[0, 0], mean[0, 0], std[0, 0])):
+        leaves = [part.double().requires_grad_() for part in shapes]
+        expected = posterior.mix(posterior.pairwise(*leaves), log_weight.expand(5, 7), groups)
+        slopes = [torch.randn_like(each) for each in expected]
+        for latents in (True, False):
+            found = posterior.log_densities(*leaves, log_weight if shape else log_weight.item(), groups, latents)
+            assert found.groups.shape == expected.groups.shape
+            assert found.latents.shape == (expected.latents if latents else expected.latents[..., :0]).shape
+            kept = [i for i in range(3) if found[i].numel()]
+            for i in kept:
+                torch.testing.assert_close(found[i], expected[i], rtol=1e-12, atol=1e-12)
+            # Of all results together, and of each alone: nothing comes back from the others.
+            for some in (kept, *([i] for i in kept)):
+                one, other = (
+                    torch.autograd.grad([each[i] for i in some], leaves, [slopes[i] for i in some], retain_graph=True)
+                    for each in (found, expected)
+                )
+                torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_tiles_do_not_change_what_one_of_several_models_gets(monkeypatch):
+    """Bit for bit, in single precision: what is summed over in one go does not depend on the number of models."""
+    monkeypatch.setattr(_fused, "_TILE", 600)
+    z, mean, std = torch.randn(3, 9, 4), torch.randn(3, 14, 4), torch.rand(3, 14, 4) + 0.1
+    together = posterior.log_densities(z, mean, std, -1.0, [[0, 1]])
+    for m in range(3):
+        alone = posterior.log_densities(z[m], mean[m], std[m], -1.0, [[0, 1]])
+        for one, other in zip(together, alone, strict=True):
+            assert torch.equal(one[m], other)
+
+
+def test_pairs_and_densities_have_first_and_second_derivatives():
     leaves = [part.requires_grad_() for part in reference(4, 2)]
     assert torch.autograd.gradcheck(posterior.pairwise, leaves)
     assert torch.autograd.gradgradcheck(posterior.pairwise, leaves)
     weights = posterior.log_weights("hfvae", 4, 9, leaves[0])
-    assert torch.autograd.gradcheck(lambda *x: own_terms(*x, weights), leaves)
-    joint = lambda *x: posterior.mix(posterior.pairwise(*x), weights).joint  # noqa: E731
-    assert torch.autograd.gradcheck(joint, leaves)  # nothing comes back from the densities of the latents
+    for groups, latents in (([], True), ([[1]], True), ([[1], [0]], False)):
+        found = lambda *x: tuple(  # noqa: E731
+            each
+            for each in posterior.log_densities(*x, weights, groups, latents)  # noqa: B023
+            if each.numel()
+        )
+        assert torch.autograd.gradcheck(found, leaves)
+        assert torch.autograd.gradgradcheck(found, leaves)
+
+
+def test_far_components_leave_no_denormals_behind():
+    """Their exponentials would be many times slower, and so would be all products with them."""
+    mean = torch.linspace(0, 100, 500).unsqueeze(1).requires_grad_()
+    posterior.log_densities(torch.zeros(3, 1), mean, torch.full((500, 1), 0.5), -math.log(500)).joint.sum().backward()
+    assert mean.grad is not None
+    assert not ((mean.grad.abs() < torch.finfo(torch.float32).tiny) & (mean.grad != 0)).any()
 
 
 # ---------------------------------------------------------------- groups, posteriors

@@ -11,7 +11,7 @@ from nbvae import checks
 from nbvae._randomness import streams
 from nbvae.models import networks
 from nbvae.objectives.protocol import Loss, Model, NeedsFixedCodes, draw_terms, not_negative_fields, set_field, weights_on
-from nbvae.objectives.weighted import log_densities
+from nbvae.objectives.weighted import aggregated
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class FactorVAE(NeedsFixedCodes):
     ) -> Loss:
         draw = draw_terms(model, x)
         if companion is None:
-            log_q = log_densities(model, draw, reference, "exact")
+            log_q = aggregated(model, draw, reference, "exact")
             correlation = (log_q.joint - log_q.latents.sum(-1)).mean(-1)
         else:
             correlation = companion(draw.z).mean((-2, -1))

@@ -20,7 +20,7 @@ from nbvae.objectives.protocol import (
     set_field,
     weights_on,
 )
-from nbvae.objectives.weighted import log_densities
+from nbvae.objectives.weighted import aggregated
 from nbvae.posterior import sample_mmd
 
 
@@ -121,7 +121,7 @@ class InfoVAE(NeedsFixedCodes):
         draw = draw_terms(model, x)
         prior = model.prior()
         if self.estimator == "exact":
-            log_q = log_densities(model, draw, reference, "exact")
+            log_q = aggregated(model, draw, reference, "exact", latents=False)
             marginal = (log_q.joint - prior.log_prob(draw.z)).mean(-1)
         else:
             noise = streams(model).normal(draw.z.shape[-2:], draw.z)

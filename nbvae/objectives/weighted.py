@@ -1,6 +1,6 @@
 """Objectives that weigh D and the terms of R: the mutual information ②, the total correlation TC, the dimension-wise KL DW.
 
-A whole R is exact. Its parts need log q(z): over the whole training set, or estimated from the batch (`log_densities`).
+A whole R is exact. Its parts need log q(z): over the whole training set, or estimated from the batch (`aggregated`).
 """
 
 import math
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, distributions
 
@@ -26,7 +25,7 @@ from nbvae.objectives.protocol import (
     set_field,
     weights_on,
 )
-from nbvae.posterior import MINIBATCH, LogDensities, check_reference, log_weights, mean_and_std, mix, pairwise, partition
+from nbvae.posterior import MINIBATCH, LogDensities, check_reference, log_densities, log_weights, mean_and_std, partition
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class AnchorVAE(NeedsFixedCodes):
         if max(self.anchors) >= k or len(set(self.anchors)) < len(self.anchors):
             raise ValueError(f"anchors must be different latents of 0 to {k - 1}, got {self.anchors}")
         chosen = list(self.anchors)
-        log_q = log_densities(model, draw, reference, self.estimator, [chosen]).groups[..., 0]
+        log_q = aggregated(model, draw, reference, self.estimator, [chosen], latents=False).groups[..., 0]
         own = per_latent(draw.posterior, draw.z)[..., chosen].sum(-1)
         information = (own - log_q).mean(-1)
         return Loss((draw.terms.distortion + draw.terms.rate).mean(-1) - self.lam * information, draw.terms)
@@ -179,7 +178,7 @@ class _OfFourTerms(NeedsFixedCodes):
         """The weighted sum; the weights are numbers, or tensors (models,) of a stack."""
         draw = draw_terms(model, x)
         parts = () if groups is None else partition(groups, draw.z.shape[-1])
-        log_q = log_densities(model, draw, reference, self.estimator, parts)
+        log_q = aggregated(model, draw, reference, self.estimator, parts)
         singles = log_q.latents.sum(-1)
         between = log_q.groups.sum(-1) if parts else singles
         information = (draw.posterior.log_prob(draw.z) - log_q.joint).mean(-1)
@@ -285,8 +284,13 @@ class HFVAE(_OfFourTerms):
         return self._loss(model, x, reference, self.alpha, self.beta, 1.0, self.gamma, self.groups)
 
 
-def log_densities(
-    model: Model, draw: Draw, reference: Tensor | None, estimator: str, groups: Sequence[Sequence[int]] = ()
+def aggregated(
+    model: Model,
+    draw: Draw,
+    reference: Tensor | None,
+    estimator: str,
+    groups: Sequence[Sequence[int]] = (),
+    latents: bool = True,
 ) -> LogDensities:
     """log q(z) of the batch's z: exact over the reference, or estimated from the batch. With gradients."""
     batch = draw.z.shape[-2]
@@ -294,11 +298,8 @@ def log_densities(
         check_reference(reference)
     n = batch if reference is None else len(reference)
     mean, std = components(model, draw, reference if estimator == "exact" else None)
-    if estimator == "exact":
-        weights = torch.full((n,), -math.log(n), dtype=draw.z.dtype, device=draw.z.device)
-    else:
-        weights = log_weights(estimator, batch, n, draw.z)
-    return mix(pairwise(draw.z, mean, std), weights, groups)
+    weights = -math.log(n) if estimator == "exact" else log_weights(estimator, batch, n, draw.z)
+    return log_densities(draw.z, mean, std, weights, groups, latents)
 
 
 def per_latent(distribution: distributions.Distribution, z: Tensor) -> Tensor:

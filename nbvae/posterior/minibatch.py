@@ -4,7 +4,7 @@ Posteriors are diagonal Gaussians; leading dimensions are models that are traine
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nbvae import checks
-
-# Pairs (z, component) per block: half a MiB in float32.
-_BLOCK = 1 << 17
+from nbvae.posterior._fused import Mixture
 
 MINIBATCH = ("weighted", "stratified", "hfvae")
 
@@ -38,62 +36,15 @@ def pairwise(
     >>> posterior.pairwise(torch.zeros(2, 3), torch.zeros(5, 3), torch.ones(5, 3)).shape
     torch.Size([2, 5, 3])
     """
-    if not all(isinstance(part, Tensor) for part in (z, mean, std)):
-        wrong = next(part for part in (z, mean, std) if not isinstance(part, Tensor))
-        raise ValueError(f"z, mean and std must be torch tensors, got {checks.short(wrong)}")
-    leading = torch.broadcast_shapes(*(part.shape[:-2] for part in (z, mean, std)))
-    rows = [part.expand(*leading, *part.shape[-2:]).mT.flatten(0, -2).contiguous() for part in (z, mean, std)]
-    return _Pairs.apply(*rows).unflatten(0, (*leading, z.shape[-1])).movedim(-3, -1)
+    _check(z, mean, std)
+    mean, std = mean.unsqueeze(-3), std.unsqueeze(-3)
+    return -0.5 * ((z.unsqueeze(-2) - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
 
 
-class _Pairs(torch.autograd.Function):
-    """log N(z_j; mean_i, std_i²) (m, batch, n) for z (m, batch), mean and std (m, n): m latents, of all models.
-
-    In blocks that stay in the cache: as fast as the matrix product, and half the time of differences of all at once.
-    """
-
-    @staticmethod
-    def forward(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        precision, constant = std.reciprocal(), -std.log() - 0.5 * math.log(2 * math.pi)
-        pairs = z.new_empty(*z.shape, mean.shape[-1])
-        for some in _blocks(pairs.shape):
-            apart = (z[some].unsqueeze(-1) - mean[some].unsqueeze(-2)).mul_(precision[some].unsqueeze(-2))
-            torch.addcmul(constant[some].unsqueeze(-2), apart, apart, value=-0.5, out=pairs[some])
-        return pairs
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Tensor) -> tuple[Any, Any]:
-        """The models that are mapped over have their latents side by side."""
-        n = info.batch_size
-        moved = [x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(inputs, in_dims, strict=True)]
-        return _Pairs.apply(*(x.flatten(0, 1) for x in moved)).unflatten(0, (n, -1)), 0
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (z, mean, std), gradient = ctx.saved_tensors, gradients[0]
-        precision = std.reciprocal()
-        if torch.is_grad_enabled():  # the gradient is to be differentiated itself
-            apart = (z.unsqueeze(-1) - mean.unsqueeze(-2)) * precision.unsqueeze(-2)
-            by_mean = gradient * apart * precision.unsqueeze(-2)
-            return -by_mean.sum(-1), by_mean.sum(-2), (by_mean * apart - gradient * precision.unsqueeze(-2)).sum(-2)
-        by_z, by_mean, by_std = torch.empty_like(z), torch.empty_like(mean), torch.empty_like(std)
-        for some in _blocks(gradient.shape):
-            apart = (z[some].unsqueeze(-1) - mean[some].unsqueeze(-2)).mul_(precision[some].unsqueeze(-2))
-            slope = gradient[some] * apart
-            by_z[some] = (slope * precision[some].unsqueeze(-2)).sum(-1)
-            by_mean[some] = slope.sum(-2)
-            by_std[some] = slope.mul_(apart).sub_(gradient[some]).sum(-2)
-        return -by_z, by_mean * precision, by_std * precision
-
-
-def _blocks(shape: torch.Size) -> Iterator[slice]:
-    """Slices of the first dimension of (m, batch, n)."""
-    rows = max(1, _BLOCK // (shape[1] * shape[2]))
-    return (slice(top, top + rows) for top in range(0, shape[0], rows))
+def _check(z: Any, mean: Any, std: Any) -> None:
+    for part in (z, mean, std):
+        if not isinstance(part, Tensor):
+            raise ValueError(f"z, mean and std must be torch tensors, got {checks.short(part)}")
 
 
 def log_weights(estimator: str, batch: int, n: int, like: Tensor) -> Float[Tensor, "batch batch"]:
@@ -145,49 +96,6 @@ class LogDensities(NamedTuple):
     latents: Float[Tensor, "*models batch k"]
 
 
-class _LogSum(torch.autograd.Function):
-    """log Σ exp(x + weight) over a dimension, without a gradient for the weight.
-
-    As `logsumexp`, with one exponential in place of two (the backward pass keeps the first), in one buffer, and terms
-    e⁻⁸⁰ of the largest cut off there: exponentials of far negative numbers are many times slower than others.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        terms = x + weight
-        peak = terms.amax(dim, keepdim=True)
-        terms.sub_(peak).clamp_(min=-80.0).exp_()
-        total = terms.sum(dim, keepdim=True)
-        return total.log().add_(peak).squeeze(dim), terms, total
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        (x, weight, ctx.dim), (_, terms, total) = inputs, output
-        ctx.mark_non_differentiable(terms, total)
-        ctx.set_materialize_grads(False)  # or zeros as large as the terms are made for them
-        ctx.save_for_backward(x, weight, terms, total)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
-        """Leading dimensions are left alone: the models' is put in front."""
-        x, weight, dim = inputs
-        x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
-        if in_dims[1] is not None:
-            weight = weight.movedim(in_dims[1], 0)
-            weight = weight.reshape(len(weight), *[1] * (x.dim() - weight.dim()), *weight.shape[1:])
-        return _LogSum.apply(x, weight, dim), (0, 0, 0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if gradients[0] is None:
-            return None, None, None
-        x, weight, terms, total = ctx.saved_tensors
-        gradient = gradients[0].unsqueeze(ctx.dim)
-        if torch.is_grad_enabled():  # the gradient is to be differentiated itself: what was kept has no graph
-            return (x + weight).softmax(ctx.dim) * gradient, None, None
-        return terms * (gradient / total), None, None
-
-
 def mix(
     pairs: Float[Tensor, "*models batch n k"],
     log_weight: Float[Tensor, "*batch n"],
@@ -208,10 +116,45 @@ def mix(
     >>> found.joint.shape, found.groups.shape, found.latents.shape
     (torch.Size([2]), torch.Size([2, 2]), torch.Size([2, 3]))
     """
-    joint = _LogSum.apply(pairs.sum(-1), log_weight, -1)[0]
-    latents = _LogSum.apply(pairs, log_weight.unsqueeze(-1), -2)[0]
-    parts = [_LogSum.apply(pairs[..., list(group)].sum(-1), log_weight, -1)[0] for group in groups]
-    return LogDensities(joint, torch.stack(parts, -1) if parts else joint.unsqueeze(-1)[..., :0], latents)
+    latents = (pairs + log_weight.unsqueeze(-1)).logsumexp(-2)
+    every = [list(range(pairs.shape[-1])), *map(list, groups)]
+    sums = torch.stack([(pairs[..., group].sum(-1) + log_weight).logsumexp(-1) for group in every], -1)
+    return LogDensities(sums[..., 0], sums[..., 1:], latents)
+
+
+def log_densities(
+    z: Float[Tensor, "*models batch k"],
+    mean: Float[Tensor, "*models n k"],
+    std: Float[Tensor, "*models n k"],
+    log_weight: float | Float[Tensor, "*batch n"],
+    groups: Sequence[Sequence[int]] = (),
+    latents: bool = True,
+) -> LogDensities:
+    """`mix(pairwise(z, mean, std), log_weight, groups)` for training: several times as fast, in a tenth of the memory.
+
+    - `z`, `mean`, `std`: as `pairwise` takes them.
+    - `log_weight`: as `mix` takes it, or one number for all pairs.
+    - `groups`: lists of latents whose densities are wanted as well.
+    - `latents`: whether those of each latent are wanted; without them `latents` of the result is (..., 0).
+
+    All values are in nats, with gradients in z, mean and std.
+
+    >>> import math, torch
+    >>> from nbvae import posterior
+    >>> z, mean, std = torch.zeros(2, 3), torch.zeros(5, 3), torch.ones(5, 3)
+    >>> found = posterior.log_densities(z, mean, std, -math.log(5), latents=False)
+    >>> found.joint, found.latents.shape  # −(3/2) log 2π
+    (tensor([-2.7568, -2.7568]), torch.Size([2, 0]))
+    """
+    _check(z, mean, std)
+    leading = torch.broadcast_shapes(*(part.shape[:-2] for part in (z, mean, std)))
+    rows = [part.expand(*leading, *part.shape[-2:]).reshape(-1, *part.shape[-2:]).mT.contiguous() for part in (z, mean, std)]
+    weight = torch.as_tensor(log_weight, dtype=z.dtype, device=z.device)
+    weight = weight.reshape(*[1] * (3 - weight.dim()), *weight.shape)
+    parts = (tuple(range(z.shape[-1])), *map(tuple, groups))
+    sums, singles, _ = Mixture.apply(*rows, weight, parts, latents)
+    sums, singles = (each.mT.reshape(*leading, z.shape[-2], each.shape[1]) for each in (sums, singles))
+    return LogDensities(sums[..., 0], sums[..., 1:], singles)
 
 
 def partition(groups: Sequence[Sequence[int]], latent_dim: int | None = None) -> tuple[tuple[int, ...], ...]:
