@@ -26,6 +26,10 @@ def faults(notebook: nbformat.NotebookNode) -> list[str]:
         found.append(f"{len(tagged)} cells tagged parameters, not one")
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
+            held = [kind for kind in ("exercise", "solution") for _ in range(cell.source.count(f"{{{kind}}}"))]
+            tags = [tag for tag in cell.metadata.get("tags", []) if tag in ("exercise", "solution")]
+            if held != tags:
+                found.append(f"cell {number} holds {held} and is tagged {tags}: each exercise and solution has its own cell")
             continue
         if cell.outputs:
             found.append(f"cell {number} has outputs")
@@ -62,6 +66,15 @@ def clean() -> nbformat.NotebookNode:
 
 def test_a_clean_notebook_has_no_faults():
     assert faults(clean()) == []
+
+
+def two_exercises(notebook):
+    notebook.cells[0].source = "```{exercise}\nOne.\n```\n```{exercise}\nTwo.\n```"
+    notebook.cells[0].metadata["tags"] = ["exercise"]
+
+
+def untagged_solution(notebook):
+    notebook.cells[0].source = "````{solution} ex-one\nYes.\n````"
 
 
 def no_kernel(notebook):
@@ -112,6 +125,8 @@ def a_class(notebook):
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
+        (two_exercises, "its own cell"),
+        (untagged_solution, "its own cell"),
         (no_kernel, "kernelspec"),
         (other_kernel, "kernelspec"),
         (papermill_notebook, "papermill"),
