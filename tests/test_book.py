@@ -50,6 +50,17 @@ def test_the_offered_notebooks_name_no_folder_of_this_machine(html):
         assert str(ROOT) not in (html / "_sources" / f"{chapter}.ipynb").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_figures_equations_and_exercises_are_numbered_by_chapter(html, chapter):
+    text = (html / f"{chapter}.html").read_text(encoding="utf-8")
+    number = str(int(Path(chapter).name[:2]))
+    for what in (r'caption-number">Fig\. ([\d.]+)', r'class="eqno">\(([\d.]+)', r'caption-number">Exercise ([\d.]+)'):
+        found = re.findall(what, text)
+        assert found, what
+        assert found == [f"{number}.{k}" for k in range(1, len(found) + 1)], what
+    assert f'<span class="section-number">{number}. </span>' in text
+
+
 def test_the_picture_of_the_landing_page_has_the_numbers_of_the_record():
     assert picture.mark(picture.recorded()) in picture.PICTURE.read_text(encoding="utf-8"), "run python book/picture.py"
 

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import re
 from pathlib import Path
 
 import nbformat
@@ -45,6 +46,18 @@ def defines(source: str) -> bool:
     plain = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return any(isinstance(node, kinds) for node in ast.walk(ast.parse(plain)))
+
+
+PROSE = [*NOTEBOOKS, *sorted((Path(__file__).parent.parent / "book").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.stem)
+def test_a_mention_of_a_chapter_is_a_link(path):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = nbformat.read(path, as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert re.findall(r"(?<!\[)\b[Cc]hapter \d.{20}", text) == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
