@@ -35,7 +35,7 @@ The rooms and what each offers, from the ones that know least to the ones that k
 - `plotting`: figures of records.
   rd_plane, phase_diagram, envelope, image_grid, four_terms
 - `notebook`: what chapters need of a notebook.
-  begin, glue, Table, table, recorded, slider, check_parameters
+  begin, glue, Table, table, slider, Live, live, check_parameters
 """
 
 import importlib

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nbvae import checks
@@ -249,6 +250,60 @@ def slider(frames: Mapping[str, Any], label: str, describe: str) -> Any:
         f'<figure style="margin:0"><label>{html.escape(label)} = <output>{first}</output><br>'
         f'<input type="range" min="0" max="{len(frames) - 1}" value="0" style="width:min(100%,28em)" aria-valuetext="{first}" '
         f'data-values="{values}" oninput="{html.escape(move, quote=True)}"></label>{"".join(pictures)}</figure>'
+    )
+
+
+@dataclass(frozen=True)
+class Live:
+    """An element that runs in the built page, as HTML; its text alternative where that is not shown."""
+
+    html: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+LIVE = ("draw",)
+_KINDS = ("int8", "uint8", "float32")
+# Sphinx says on each page where the root of the book is.
+_LOADER = (
+    "(() => { const s = document.createElement('script'); "
+    "s.src = (document.documentElement.dataset.content_root || '../../') + '_static/live.js'; document.head.append(s) })()"
+)
+
+
+def live(name: str, text: str, arrays: Mapping[str, np.ndarray], size: str = "full", **settings: Any) -> Live:
+    """An element that computes in the page itself, without a kernel and without a network.
+
+    - `name`: which one: "draw" encodes and decodes what a reader draws, at the β of a slider.
+    - `text`: what is shown in its place where it does not run, one sentence or more.
+    - `arrays`: what it computes with, of the types int8, uint8 and float32, by name; they stand in the page.
+    - `size`: "full", or "small" for the part of it that comes first.
+    - `settings`: what else it is told, as JSON. For "draw": `low`, `high` and `beta`, the range of β and where the slider
+      begins; `side`, of an image in pixels; `curve`, a list of {"beta": …, "rate": …, "distortion": …}.
+
+    The program is `book/_static/live.js`, which the page loads. Raises `ValueError` for another name, size or type.
+
+    >>> element = live("draw", "A model in the page.", {"encoder.layers.0.bias": np.zeros(4, "float32")}, side=28)
+    >>> element
+    A model in the page.
+    """
+    checks.choice("live element", name, LIVE)
+    checks.choice("size", size, ("full", "small"))
+    packed = {}
+    for key, value in arrays.items():
+        checks.choice(f"the type of {key}", str(value.dtype), _KINDS)
+        content = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
+        packed[key] = {"type": str(value.dtype), "shape": list(value.shape), "data": content}
+    data = json.dumps({"weights": packed, **settings}, ensure_ascii=False).replace("<", "\\u003c")
+    return Live(
+        f'<div data-live="{name}" data-size="{size}"><p>{html.escape(text)}</p><script type="application/json">{data}</script>'
+        f"</div><script>{_LOADER}</script>",
+        text,
     )
 
 

@@ -53,6 +53,7 @@ MADE_BY_FUNCTIONS = {
     "metrics.Importances",
     "metrics.InformationGap",
     "metrics.Measured",
+    "notebook.Live",
     "notebook.Table",
     "posterior.LogDensities",
     "samplers.Sampler",
