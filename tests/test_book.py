@@ -95,6 +95,7 @@ def test_a_browser_without_network_shows_the_page(html, tmp_path, page):
     assert console == []
     assert asked == []
     assert dom.rstrip().endswith("</html>")
+    assert dom.count('class="live"') == dom.count("data-live="), "a live element did not start"
     if page in CHAPTERS:
         assert "<mjx-container" in dom
         assert "<mjx-merror" not in dom

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_book import CHROMIUM, needs_browser
 
-from nbvae import models, notebook
+from nbvae import analytic, models, notebook
 from studies import page_model
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
@@ -155,7 +155,7 @@ def test_the_page_holds_what_it_is_given_and_nothing_that_ends_a_script():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: notebook.live("fly", "x", {}), "live element must be one of draw"),
+        (lambda: notebook.live("fly", "x", {}), "live element must be one of draw, water"),
         (lambda: notebook.live("draw", "x", {}, size="huge"), "size must be one of full, small"),
         (lambda: notebook.live("draw", "x", {"w": np.zeros(3)}), "the type of w must be one of int8, uint8, float32"),
     ],
@@ -164,3 +164,75 @@ def test_bad_arguments_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+SPECTRA = {"one": np.array([5.0, 2.0, 0.5, 0.1], "float32"), "two": np.arange(60, 0, -1).astype("float32")}
+
+
+def level(handles: str) -> notebook.Live:
+    return notebook.live("water", "A water level.", SPECTRA, handles=handles)
+
+
+@needs_browser
+def test_the_water_level_in_the_page_is_shannons_bound(tmp_path):
+    levels = [0.05, 0.3, 2.0, 4.999, 5.0, 80.0]
+    said = run(
+        tmp_path,
+        level("level"),
+        f"return {json.dumps({name: each.tolist() for name, each in SPECTRA.items()})} && Object.fromEntries("
+        f"Object.entries({json.dumps({name: each.tolist() for name, each in SPECTRA.items()})}).map(([name, values]) =>"
+        f"[name, {levels}.map((s) => nbvaeLive.waterLevel(values, s))]))",
+    )
+    for name, values in SPECTRA.items():
+        rate, mse = analytic.gaussian_rd(values.astype(float), np.array(levels))
+        np.testing.assert_allclose([each["rate"] for each in said[name]], rate, atol=1e-9)
+        np.testing.assert_allclose([each["mse"] for each in said[name]], mse, rtol=1e-9)
+        assert [each["above"] for each in said[name]] == [(values > s).sum() for s in levels]
+
+
+MOVE = """const seen = {}, set = (slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')) };
+const at = () => Object.assign({said: root.querySelector('[aria-live]').textContent}, root.live.state,
+  {rate: root.live.rate, mse: root.live.mse});
+const sliders = [...root.querySelectorAll('input')], svg = root.querySelector('svg'), box = svg.getBoundingClientRect();
+const drag = (share) => svg.dispatchEvent(new PointerEvent('pointerdown', {bubbles: true, buttons: 1,
+  clientX: box.left + 9, clientY: box.top + box.height * share}));
+"""
+
+
+@needs_browser
+def test_the_water_level_is_moved_by_slider_finger_and_choice(tmp_path):
+    said = run(
+        tmp_path,
+        level("level"),
+        MOVE + "seen.first = at(); set(sliders[0], 0); seen.low = at(); set(sliders[0], 200); seen.high = at();"
+        "drag(.5); seen.middle = at(); drag(0); seen.top = at(); seen.value = sliders[0].value;"
+        "const choice = root.querySelector('select'); choice.value = 'two'; choice.dispatchEvent(new Event('change'));"
+        "seen.other = at(); return seen",
+    )
+    assert said["first"]["s"] == pytest.approx(0.5, rel=1e-5)
+    assert said["low"]["s"] == pytest.approx(0.09, rel=1e-5)
+    assert said["high"]["rate"] == 0
+    assert said["high"]["mse"] == pytest.approx(7.6, rel=1e-6)
+    assert "0 of 4 directions" in said["high"]["said"]
+    assert said["low"]["s"] < said["middle"]["s"] < said["high"]["s"]
+    assert said["top"]["s"] == pytest.approx(said["high"]["s"])
+    assert said["value"] == "200"
+    assert said["other"]["name"] == "two"
+    rate, mse = analytic.gaussian_rd(SPECTRA["two"].astype(float), said["other"]["s"])
+    assert (said["other"]["rate"], said["other"]["mse"]) == (pytest.approx(rate), pytest.approx(mse))
+
+
+@needs_browser
+def test_with_two_handles_only_their_product_moves_the_point_and_sigma_the_distortion(tmp_path):
+    said = run(
+        tmp_path,
+        level("both"),
+        MOVE + "seen.first = at(); set(sliders[0], 150); seen.beta = at(); set(sliders[1], 20); seen.sigma = at(); return seen",
+    )
+    for each in said.values():
+        assert each["s"] == pytest.approx(each["beta"] * each["sigma"] ** 2)
+        rate, mse = analytic.gaussian_rd(SPECTRA["one"].astype(float), each["s"])
+        assert (each["rate"], each["mse"]) == (pytest.approx(rate), pytest.approx(mse, rel=1e-5))
+        distortion = each["mse"] / (2 * each["sigma"] ** 2) + 2 * np.log(2 * np.pi * each["sigma"] ** 2)
+        assert f"the distortion is {distortion:.1f} nats" in each["said"]
+    assert said["first"]["sigma"] == said["beta"]["sigma"] != said["sigma"]["sigma"]

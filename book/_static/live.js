@@ -120,16 +120,19 @@ what it needs. `nbvae.notebook.live` writes it. This file is loaded once, by the
     [data-live] .live { display: grid; gap: 0.8rem 1rem; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); }
     [data-live] .live .two { grid-column: span 2; }
     [data-live] { margin-bottom: 1.2rem; }
+    .output.text_html:has([data-live]) { background: transparent !important; color: var(--pst-color-text-base) !important; padding: 0 !important; }
     [data-live] .live > div { min-width: 0; }
     [data-live] .live .wide { grid-column: 1 / -1; }
     [data-live] .live p.title { font-weight: bold; margin: 0 0 0.3rem; }
     [data-live] canvas { background: black; border: 1px solid var(--pst-color-border, #888); image-rendering: pixelated; }
     [data-live] canvas.large { height: auto; max-width: 13rem; width: 100%; }
     [data-live] canvas.pad { cursor: crosshair; touch-action: none; }
+    [data-live] svg.drag { cursor: ns-resize; max-width: 40rem; touch-action: none; }
     [data-live] canvas.small { height: 42px; width: 42px; }
     [data-live] button { background: var(--pst-color-surface, #eee); border: 1px solid var(--pst-color-text-muted, #666);
       border-radius: 4px; color: var(--pst-color-text-base, #222); padding: 0.2rem 0.6rem; }
     [data-live] button.image { line-height: 0; padding: 1px; }
+    [data-live] select { background: var(--pst-color-surface, #eee); color: var(--pst-color-text-base, #222); padding: 0.2rem; }
     [data-live] :focus-visible { outline: 3px solid var(--pst-color-primary, #06c); outline-offset: 1px; }
     [data-live] input[type="range"] { width: 100%; }
     [data-live] .live-row { align-items: center; display: flex; flex-wrap: wrap; gap: 0.3rem; }
@@ -383,9 +386,175 @@ what it needs. `nbvae.notebook.live` writes it. This file is loaded once, by the
     update();
   }
 
+  // The water level ----------------------------------------------------------------------------------------------------
+
+  /** Rate and squared error of a Gaussian with these eigenvalues at a water level, and how many directions are above it. */
+  function waterLevel(eigenvalues, s) {
+    let [rate, mse, above] = [0, 0, 0];
+    for (const value of eigenvalues) {
+      if (value > s) {
+        rate += Math.log(value / s) / 2;
+        above += 1;
+      }
+      mse += Math.min(value, s);
+    }
+    return { rate, mse, above };
+  }
+
+  function water(root, given) {
+    const spectra = arrays(given.weights);
+    const names = Object.keys(spectra);
+    const both = given.handles === "both";
+    const state = { name: given.name || names[0], sigma: 0, beta: 0, s: 0 };
+    const values = () => spectra[state.name].data;
+
+    const choice = make("select", { "aria-label": "data set" }, ...names.map((name) => make("option", { value: name }, name)));
+    choice.value = state.name;
+    const range = (label) => make("input", { type: "range", min: 0, max: 200, step: 1, "aria-label": label });
+    const sliders = both ? { beta: range("β"), sigma: range("σ") } : { s: range("water level s") };
+    const outputs = Object.fromEntries(Object.keys(sliders).map((key) => [key, make("output")]));
+    const letters = { s: "Water level s", beta: "β", sigma: "σ" };
+    const said = make("p", { "aria-live": "polite" });
+    const width = root.clientWidth < 500 ? 380 : 640; // so that its letters can be read on a phone
+    const frame = { width, height: 230, left: 52, right: width - 8, top: 12, bottom: 200 };
+    const spectrum = make("svg", { viewBox: `0 0 ${frame.width} ${frame.height}`, role: "img", class: "drag" });
+    const plane = make("svg", { viewBox: "0 0 320 220", role: "img" });
+
+    const plot = make("div", {}, make("p", { class: "title" }, "Rate and squared error"), plane);
+    plot.className = "two";
+    const words = make("div", { class: "two" }, said);
+    root.replaceChildren(
+      make(
+        "div", { class: "live" },
+        make("div", { class: "wide" }, make("label", {}, "Data set: ", choice),
+          ...Object.entries(sliders).flatMap(([key, slider]) => [
+            make("div", {}, make("label", {}, `${letters[key]} = `, outputs[key])), slider])),
+        make("div", { class: "wide" }, make("p", { class: "title" }, "Eigenvalues and the water level"), spectrum),
+        words, plot,
+      ),
+    );
+
+    const level = make("line", { stroke: "#0072b2", "stroke-width": 3, x1: frame.left, x2: frame.right });
+    const sea = make("rect", { fill: "#0072b2", opacity: 0.25, x: frame.left, width: frame.right - frame.left });
+    const stones = make("path", { fill: "none", stroke: "#d55e00", "stroke-width": 2 });
+    const names2 = { low: make("text", { x: 46, "text-anchor": "end" }), high: make("text", { x: 46, "text-anchor": "end" }) };
+    spectrum.append(
+      stones, sea, level,
+      make("line", { x1: frame.left, x2: frame.right, y1: frame.bottom, y2: frame.bottom, stroke: "currentColor" }),
+      make("line", { x1: frame.left, x2: frame.left, y1: frame.top, y2: frame.bottom, stroke: "currentColor" }),
+      make("text", { x: frame.right, y: 222, "text-anchor": "end" }, "rank of the direction, on a logarithmic axis"),
+      make("text", { x: frame.left + 6, y: frame.top + 6 }, "variance along it (logarithmic)"),
+      names2.low, names2.high,
+    );
+    const path = make("path", { fill: "none", stroke: "#0072b2", "stroke-width": 2 });
+    const dot = make("circle", { r: 6, fill: "#d55e00", stroke: "currentColor" });
+    const ends = { R: make("text", { x: 312, y: 186, "text-anchor": "end" }), E: make("text", { x: 56, y: 30 }) };
+    plane.append(
+      make("line", { x1: 44, y1: 190, x2: 312, y2: 190, stroke: "currentColor" }),
+      make("line", { x1: 44, y1: 190, x2: 44, y2: 8, stroke: "currentColor" }),
+      make("text", { x: 312, y: 212, "text-anchor": "end" }, "rate R (nats)"),
+      make("text", { x: 50, y: 14 }, "squared error MSE"),
+      path, dot, ends.R, ends.E,
+    );
+
+    let [lowest, highest] = [0, 0]; // of the level
+    const height = (value) => frame.bottom - ((frame.bottom - frame.top) * Math.log(value / lowest)) / Math.log((1.3 * highest) / lowest);
+    const place = (point, top) => [44 + (262 * point.rate) / top.rate, 190 - (168 * point.mse) / top.mse];
+    let top = {};
+
+    /** What depends on the data set only. */
+    function begin() {
+      const all = values().filter((value) => value > 1e-4 * values()[0]);
+      [lowest, highest] = [all[all.length - 1] * 0.9, 1.3 * all[0]];
+      const x = (rank) => frame.left + ((frame.right - frame.left) * Math.log(rank)) / Math.log(all.length + 1);
+      stones.setAttribute("d", [...all].map((value, i) =>
+        `${i ? "L" : "M"}${x(i + 1).toFixed(1)} ${height(value).toFixed(1)}L${x(i + 2).toFixed(1)} ${height(value).toFixed(1)}`).join(""));
+      for (const [key, value] of [["low", lowest], ["high", all[0]]]) {
+        names2[key].setAttribute("y", height(value) + 4);
+        names2[key].textContent = value.toPrecision(2);
+      }
+      top = { rate: waterLevel(all, lowest).rate, mse: waterLevel(all, 2 * highest).mse };
+      const points = Array.from({ length: 120 }, (_, i) => waterLevel(all, highest * (lowest / highest) ** (i / 119)));
+      path.setAttribute("d", points.map((p, i) => `${i ? "L" : "M"}${place(p, top).map((v) => v.toFixed(1))}`).join(""));
+      ends.R.textContent = top.rate.toFixed(0);
+      ends.E.textContent = `all of it: ${top.mse.toPrecision(3)}`;
+      if (both) {
+        Object.assign(state, { beta: 1, sigma: Math.sqrt(0.1 * all[0]) });
+      } else state.s = 0.1 * all[0];
+      read();
+      update();
+    }
+
+    // From the sliders to the values and back, on logarithmic scales.
+    const limits = () => ({ s: [lowest, highest], beta: [0.05, 20], sigma: [Math.sqrt(lowest), Math.sqrt(highest)] });
+    function read() {
+      for (const [key, slider] of Object.entries(sliders)) {
+        const [low, high] = limits()[key];
+        slider.value = Math.round((200 * Math.log(state[key] / low)) / Math.log(high / low));
+      }
+    }
+    for (const [key, slider] of Object.entries(sliders)) {
+      slider.addEventListener("input", () => {
+        const [low, high] = limits()[key];
+        state[key] = low * (high / low) ** (slider.value / 200);
+        update();
+      });
+    }
+    choice.addEventListener("change", () => {
+      state.name = choice.value;
+      begin();
+    });
+    const drag = (event) => {
+      const box = spectrum.getBoundingClientRect();
+      const y = ((event.clientY - box.top) / box.height) * frame.height;
+      const wanted = lowest * ((1.3 * highest) / lowest) ** ((frame.bottom - y) / (frame.bottom - frame.top));
+      const s = Math.min(highest, Math.max(lowest, wanted));
+      if (both) state.beta = Math.min(20, Math.max(0.05, s / state.sigma ** 2));
+      else state.s = s;
+      read();
+      update();
+    };
+    spectrum.addEventListener("pointerdown", (event) => (drag(event), event.preventDefault()));
+    spectrum.addEventListener("pointermove", (event) => event.buttons && drag(event));
+
+    function update() {
+      if (both) state.s = state.beta * state.sigma ** 2;
+      const point = waterLevel(values(), state.s);
+      const text = (value) => Number(value.toPrecision(3)).toString();
+      for (const [key, slider] of Object.entries(sliders)) {
+        outputs[key].value = text(state[key]);
+        slider.setAttribute("aria-valuetext", `${letters[key]} = ${text(state[key])}`);
+      }
+      const y = Math.min(frame.bottom, height(state.s));
+      level.setAttribute("y1", y);
+      level.setAttribute("y2", y);
+      sea.setAttribute("y", y);
+      sea.setAttribute("height", Math.max(0, frame.bottom - y));
+      const [cx, cy] = place({ rate: Math.min(point.rate, top.rate), mse: point.mse }, top);
+      dot.setAttribute("cx", cx);
+      dot.setAttribute("cy", cy);
+      const gate = Math.sqrt(Math.max(0, 1 - state.s / values()[0]));
+      const n = values().length;
+      const parts = [
+        `${point.above} of ${n} directions are above water, and each of them keeps the error s = ${text(state.s)}.`,
+        `The code costs ${point.rate.toFixed(2)} nats, and leaves a squared error of ${text(point.mse)} of ${text(top.mse)}.`,
+        `The gate of the first direction is ${gate.toFixed(2)}.`,
+      ];
+      if (both) {
+        const D = point.mse / (2 * state.sigma ** 2) + (n / 2) * Math.log(2 * Math.PI * state.sigma ** 2);
+        parts.push(`With this σ the distortion is ${D.toFixed(1)} nats. Move σ and β against each other, and only that number changes.`);
+      }
+      said.textContent = parts.join(" ");
+      spectrum.setAttribute("aria-label", `Eigenvalues that fall with their rank, and a level that ${point.above} of them are above.`);
+      plane.setAttribute("aria-label", `Squared error against rate, a falling curve, and a point at ${point.rate.toFixed(2)} nats.`);
+      root.live = { state, ...point, waterLevel };
+    }
+    begin();
+  }
+
   // Start --------------------------------------------------------------------------------------------------------------
 
-  const ELEMENTS = { draw };
+  const ELEMENTS = { draw, water };
 
   function start() {
     const roots = [...document.querySelectorAll("[data-live]")].filter((root) => !root.live);
@@ -397,7 +566,7 @@ what it needs. `nbvae.notebook.live` writes it. This file is loaded once, by the
     }
   }
 
-  window.nbvaeLive = { arrays, MultiBeta, normals };
+  window.nbvaeLive = { arrays, MultiBeta, normals, waterLevel };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
   else start();
 })();
