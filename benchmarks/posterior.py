@@ -5,7 +5,8 @@
 The yardstick is two matrix products (z² and z against all posteriors) and the exponentials of the result, in blocks of the
 same size. Two yardsticks: exponents as they come, most of them so negative that their exponentials are denormal, which a CPU
 computes many times more slowly; and exponents cut off above that. Prints ratios of medians over interleaved rounds, the
-extra memory at its peak, and the largest error against float64.
+extra memory at its peak, and the largest error against float64. Last, what training on exact terms costs: gradients of the
+density and of those of the latents, with all pairs at once and in tiles.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import functools
 import math
 import os
 import resource
+from collections.abc import Callable
 
 import torch
 from speed import report
@@ -68,6 +70,17 @@ def main() -> None:
                functools.partial(needed, z, mean, std, -math.inf), options.rounds)  # fmt: skip
         report("log q(z) / products and exponentials, no denormals", exact,
                functools.partial(needed, z, mean, std, -80.0), options.rounds)  # fmt: skip
+    codes = [torch.randn(5, 100, 10), torch.randn(5, 3000, 10), 0.1 + torch.rand(5, 3000, 10)]
+    codes = [part.requires_grad_() for part in codes]
+    weight = torch.full((3000,), -math.log(3000))
+
+    def gradients(densities: Callable[..., posterior.LogDensities]) -> None:
+        found = densities(*codes)
+        torch.autograd.grad((found.joint.sum() + found.latents.sum()) / 100, codes)
+
+    report("gradients of TC, 5 models, 100 × 3,000 pairs: all at once / in tiles",
+           lambda: gradients(lambda z, mean, std: posterior.mix(posterior.pairwise(z, mean, std), weight)),
+           lambda: gradients(lambda z, mean, std: posterior.log_densities(z, mean, std, -math.log(3000))), options.rounds)  # fmt: skip
 
 
 if __name__ == "__main__":
