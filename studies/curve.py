@@ -258,7 +258,7 @@ def yardsticks(plan: Plan, rows: Any) -> Any:
             apart = x.flatten(1).double() - mean
             moments = (apart.T @ apart / len(x)).numpy()
             silent = without_a_code(ds, x) if kind == KINDS[0] else None
-            for beta, level in own[["beta", "level"]].drop_duplicates().itertuples(index=False):
+            for beta, level in own.reindex(columns=["beta", "level"]).drop_duplicates().itertuples(index=False):
                 place = {"objective": kind, "images": images, "beta": beta, "seed": plan.seeds[0], "split": split}
                 place |= {"stderr": None, "n": len(x)} | ({"level": level} if kind == KINDS[1] else {})
                 plain = np.trace(moments) * beta / (2 * level) if silent is None else silent
