@@ -80,7 +80,8 @@ def main() -> None:
 
     report("gradients of TC, 5 models, 100 × 3,000 pairs: all at once / in tiles",
            lambda: gradients(lambda z, mean, std: posterior.mix(posterior.pairwise(z, mean, std), weight)),
-           lambda: gradients(lambda z, mean, std: posterior.log_densities(z, mean, std, -math.log(3000))), options.rounds)  # fmt: skip
+           lambda: gradients(lambda z, mean, std: posterior.log_densities(z, mean, std, -math.log(3000))),
+           options.rounds)  # fmt: skip
 
 
 if __name__ == "__main__":

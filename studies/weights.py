@@ -225,7 +225,8 @@ def _compared(plan: Plan, frame: Any) -> convergence.Check:
         for passes, each in by_passes.items()
         for found in (effects(each), costs(each, plan.estimated))
     ]
-    both.append(beside[whole].assign(quantity="at equal information, " + beside["quantity"]))
+    reached = beside[whole]
+    both.append(reached.assign(quantity="at equal information, " + reached["quantity"]))
     return convergence.twice_as_long(pd.concat(both), plan.passes, plan.seeds[: plan.again], 4 * plan.largest_error)
 
 

@@ -474,6 +474,16 @@ def test_pairs_and_densities_have_first_and_second_derivatives():
         assert torch.autograd.gradgradcheck(found, leaves)
 
 
+def test_components_that_are_cut_off_have_no_share_and_no_slope():
+    """However far they are: e⁻⁵⁰ of the largest, times a distance of 10⁸ deviations and its square, would be no rounding."""
+    mean = torch.tensor([[0.0], [1e4]], requires_grad=True)
+    std = torch.tensor([[1.0], [1e-4]], requires_grad=True)
+    found = posterior.log_densities(torch.zeros(1, 1), mean, std, -math.log(2))
+    by_mean, by_std = torch.autograd.grad(found.joint.sum() + found.latents.sum(), (mean, std))
+    assert by_mean[1].item() == by_std[1].item() == 0.0
+    assert found.joint.item() == pytest.approx(-0.5 * math.log(2 * math.pi) - math.log(2))
+
+
 def test_far_components_leave_no_denormals_behind():
     """Their exponentials would be many times slower, and so would be all products with them."""
     mean = torch.linspace(0, 100, 500).unsqueeze(1).requires_grad_()

@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # Pairs (z, component) of a tile, at most. Three tiles are at work at a time, 1.5 MiB in float32.
 _TILE = 1 << 17
 
-# Terms are cut off at e⁻⁵⁰ of the largest, less than float64 holds: the exponentials of far negative numbers are many times
-# slower than others, and so is all that is done with such small ones.
+# Terms are nothing from e⁻⁵⁰ of the largest on, less than float64 holds: the exponentials of far negative numbers, of −∞ too,
+# are many times slower than others, and so is all that is done with such small ones. Nothing, and not that little: in a
+# training that has gone astray a far component's slope is larger than it is small.
 _LOWEST = -50.0
+_NOTHING = 1.001 * math.exp(_LOWEST)
 
 
 class Mixture(torch.autograd.Function):
@@ -93,7 +96,7 @@ class Mixture(torch.autograd.Function):
                 else:
                     if every is not None:
                         slope.add_(every[models, rows].unsqueeze(1))
-                    slope.sub_(singles[models, latents, rows].unsqueeze(-1)).clamp_(min=_LOWEST).exp_()
+                    _exp(slope.sub_(singles[models, latents, rows].unsqueeze(-1)))
                     slope.mul_(by_singles[models, latents, rows].unsqueeze(-1))
                 if share is not None:
                     for part, d in _members(ctx.parts, latents):
@@ -154,7 +157,12 @@ def _exponentials(terms: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]
     if weight is not None:
         terms += weight
     peak = terms.amax(-1, keepdim=True)
-    return terms.sub_(peak).clamp_(min=_LOWEST).exp_().sum(-1, keepdim=True), peak
+    return _exp(terms.sub_(peak)).sum(-1, keepdim=True), peak
+
+
+def _exp(terms: Tensor) -> Tensor:
+    """The exponentials of terms that are not above 0, in place."""
+    return functional.threshold_(terms.clamp_(min=_LOWEST).exp_(), _NOTHING, 0.0)
 
 
 def _differentiable(
