@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 # Pairs (z, component) of a tile, at most. Three tiles are at work at a time, 1.5 MiB in float32.
 _TILE = 1 << 17
@@ -162,7 +161,7 @@ def _exponentials(terms: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]
 
 def _exp(terms: Tensor) -> Tensor:
     """The exponentials of terms that are not above 0, in place."""
-    return functional.threshold_(terms.clamp_(min=_LOWEST).exp_(), _NOTHING, 0.0)
+    return torch.threshold_(terms.clamp_(min=_LOWEST).exp_(), _NOTHING, 0.0)
 
 
 def _differentiable(
