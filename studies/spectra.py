@@ -135,7 +135,8 @@ def fit(law: str, rate: np.ndarray, value: np.ndarray) -> tuple[float | None, fl
 
     - `rate`: rates, in nats; `value`: the distortion or squared error at each, in any unit.
 
-    Returns a or γ (None for the logarithm), and the root mean square of what is left, as a share of the curve's fall.
+    Returns a or γ (None for the logarithm), and the root mean square of what is left, as a share of the curve's fall. Raises
+    `ValueError` for fewer than four points, which three parameters meet, and for a curve that does not fall.
 
     >>> rate = np.linspace(2, 20, 50)
     >>> [round(fit("power", rate, 1 + 3 * rate**-0.5)[0], 3), round(fit("exponential", rate, np.exp(-rate / 4))[0], 3)]
@@ -143,6 +144,8 @@ def fit(law: str, rate: np.ndarray, value: np.ndarray) -> tuple[float | None, fl
     >>> [fit(law, rate, 7 - 2 * np.log(rate))[1] < 1e-3 for law in LAWS]
     [True, False, True]
     """
+    if len(rate) < 4 or not np.ptp(value) > 0:
+        raise ValueError(f"a law is fitted to a curve of at least four points that falls, got {len(rate)}")
     shapes = {"logarithm": lambda _: -np.log(rate), "exponential": lambda a: np.exp(-2 * rate / a), "power": lambda g: rate**-g}
 
     def residual(log_parameter: float) -> float:

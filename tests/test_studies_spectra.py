@@ -85,3 +85,10 @@ def test_a_plan_refuses_in_one_line(values, said):
     with pytest.raises(ValueError, match=said) as caught:
         Plan(**values)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("rate", "value"), [([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), ([1.0, 2.0, 3.0, 4.0], [2.0] * 4)])
+def test_a_law_needs_four_points_and_a_fall(rate, value):
+    with pytest.raises(ValueError, match="at least four points that falls") as caught:
+        study.fit("power", np.array(rate), np.array(value))
+    assert "\n" not in str(caught.value)
