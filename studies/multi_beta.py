@@ -179,9 +179,9 @@ def plan(dataset: str, budget: str) -> Plan:
             draws=1,
             measured=4000,
             largest_error=0.25,
-            seeds=(0, 1, 2),
-            again=3,
-            search=1,
+            seeds=(0, 1, 2, 3, 4),
+            again=5,
+            search=3,
             kinds=("film p=0", "gain p=0", "gates p=0", "log β alone p=0"),
             points=(4,),
         )
