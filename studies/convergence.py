@@ -74,6 +74,27 @@ def cross_table(losses: pd.DataFrame, largest_error: float = 0.1) -> tuple[pd.Da
     return pd.DataFrame(rows), Check("every model is the best under its own objective", bool(passed), found)
 
 
+def under_others(frame: pd.DataFrame, betas: Sequence[float]) -> pd.DataFrame:
+    """D + βR of models of several β, each under every β of `betas`: what `cross_table` takes.
+
+    - `frame`: a row for each `beta`, `seed` and `quantity`, "rate" and "distortion" among them, with its `value`.
+
+    >>> rows = [(0.1, 0, "rate", 9.0), (0.1, 0, "distortion", 1.0), (2.0, 0, "rate", 2.0), (2.0, 0, "distortion", 5.0)]
+    >>> frame = pd.DataFrame(rows, columns=["beta", "seed", "quantity", "value"])
+    >>> under_others(frame, [0.1, 2.0])["value"].round(1).tolist()
+    [1.9, 19.0, 5.2, 9.0]
+    """
+    wide: Any = frame.pivot_table(index=["beta", "seed"], columns="quantity", values="value")
+    return pd.DataFrame(
+        [
+            {"objective": f"β = {beta:g}", "under": f"β = {under:g}", "seed": seed}
+            | {"value": row["distortion"] + under * row["rate"]}
+            for (beta, seed), row in wide.iterrows()
+            for under in betas
+        ]
+    )
+
+
 def twice(frame: pd.DataFrame, by: list[str]) -> Check:
     """Compare what is claimed after the plan's passes and after twice as many.
 

@@ -559,18 +559,7 @@ def _checks(plan: Plan, frames: Mapping[int, Any]) -> list[convergence.Check]:
 def _crossed(plan: Plan, frame: Any, objective: str, whose: str) -> convergence.Check:
     """Trainings or views of several β, each under D + βR of every other, on the training images."""
     mine = frame[(frame["objective"] == objective) & (frame["split"] == "train")]
-    mine = mine.pivot_table(index=["beta", "seed"], columns="quantity", values="value")
-    losses = [
-        {
-            "objective": f"β = {beta:g}",
-            "under": f"β = {under:g}",
-            "seed": seed,
-            "value": row["distortion"] + under * row["rate"],
-        }
-        for (beta, seed), row in mine.iterrows()
-        for under in plan.betas
-    ]
-    check = convergence.cross_table(pd.DataFrame(losses), plan.largest_error)[1]
+    check = convergence.cross_table(convergence.under_others(mine, plan.betas), plan.largest_error)[1]
     return replace(check, name=f"of {whose}, {check.name}")
 
 

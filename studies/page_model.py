@@ -228,17 +228,7 @@ def rounding(frame: Any) -> Any:
 def _checks(plan: Plan, frame: Any) -> list[convergence.Check]:
     """The views under each other's objectives; and the other number of passes against what eight bits cost."""
     own = frame[(frame["passes"] == plan.passes) & (frame["objective"] == KEPT) & (frame["split"] == "train")]
-    wide = own[own["beta"].isin(plan.crossed)].pivot_table(index=["beta", "seed"], columns="quantity", values="value")
-    losses = [
-        {
-            "objective": f"β = {beta:g}",
-            "under": f"β = {under:g}",
-            "seed": seed,
-            "value": row["distortion"] + under * row["rate"],
-        }
-        for (beta, seed), row in wide.iterrows()
-        for under in plan.crossed
-    ]
+    losses = convergence.under_others(own[own["beta"].isin(plan.crossed)], plan.crossed)
     both = frame[(frame["quantity"] == "loss") & (frame["split"] == "test")]
     costs: Any = pd.concat(
         [
@@ -252,7 +242,7 @@ def _checks(plan: Plan, frame: Any) -> list[convergence.Check]:
         for _, row in rounding(frame[frame["passes"] == plan.passes].drop(columns="passes")).iterrows()
     }
     return [
-        convergence.cross_table(pd.DataFrame(losses), plan.largest_error)[1],
+        convergence.cross_table(losses, plan.largest_error)[1],
         convergence.errors(claims, plan.largest_error),
         convergence.twice(some, ["beta"]),
     ]
