@@ -13,6 +13,7 @@ a σ for each example. Likelihoods are D + R on test images, at weight 1 whateve
 which uniform noise of a bin's width was added.
 """
 
+import inspect
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -136,7 +137,7 @@ def run(plan: Plan, lab: Lab) -> Record:
     ds = plan.data()
     if len(ds.shape) == 0 or ds.train[0].numel() < 2:
         raise ValueError("σ and β need data with two dimensions or more")
-    if has_labels(ds):
+    if has_features(ds):
         metrics.classifier(load(plan.dataset, plan.binarize))  # later calls find it in the cache
     apart = ("passes", "against", "again", "seeds", "largest_error")
     common = {name: value for name, value in plan.settings.items() if name not in apart}
@@ -216,7 +217,7 @@ def train(
         runs = sweep(make, shown, betas, sigmas=[variance**0.5 for variance in variances], **how)
     else:
         runs = sweep(make, shown, betas, **how)
-    extract = metrics.classifier(load(dataset, binarize)) if part in (LEVELS, OPTIMAL) and has_labels(ds) else None
+    extract = metrics.classifier(load(dataset, binarize)) if part in (LEVELS, OPTIMAL) and has_features(ds) else None
     rows = []
     for each in runs:
         place: dict[str, Any] = {"objective": part, "beta": each.objective.beta, "seed": each.config.seed}
@@ -260,9 +261,11 @@ def _on(run: Any, x: Any, draws: int) -> dict[str, float]:
     return found
 
 
-def has_labels(ds: Any) -> bool:
-    """Whether images can be compared in the features of a classifier of the data's own labels."""
-    return ds.train_labels is not None and ds.test_labels is not None and len(ds.train_labels.unique()) > 1
+def has_features(ds: Any) -> bool:
+    """Whether images can be compared in the features of a classifier of the data's own labels: more images than features."""
+    if ds.train_labels is None or ds.test_labels is None or len(ds.train_labels.unique()) < 2:
+        return False
+    return len(ds.test) > inspect.signature(metrics.classifier).parameters["hidden"].default[-1]
 
 
 def grey_levels(x: torch.Tensor) -> int | None:

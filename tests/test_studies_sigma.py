@@ -200,3 +200,11 @@ def test_a_plan_refuses_in_one_line(values, said):
     with pytest.raises(ValueError, match=said) as caught:
         Plan(**values)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("test", "kinds", "told"), [(33, 2, True), (32, 2, False), (33, 1, False)])
+def test_pictures_are_compared_where_there_are_more_of_them_than_features(test, kinds, told):
+    x = torch.rand(40, 1, 3, 3)
+    labels = torch.arange(40) % kinds
+    ds = data.Dataset(name="few", train=x, test=x[:test], validation=x[:4], train_labels=labels, test_labels=labels[:test])
+    assert study.has_features(ds) == told
