@@ -282,7 +282,8 @@ def _on(model: Any, x: Any, beta: float, draws: int, kind: str) -> dict[str, flo
 
 def oracle(ds: data.Dataset, latent_dim: int) -> analytic.LinearGaussian:
     """The optima of linear VAEs on the training examples."""
-    return analytic.LinearGaussian(torch.cov(ds.train.flatten(1).double().T, correction=0).numpy(), latent_dim)
+    covariance = torch.cov(ds.train.flatten(1).double().T, correction=0)
+    return analytic.LinearGaussian(np.atleast_2d(covariance.numpy()), latent_dim)
 
 
 def effects(frame: Any) -> Any:

@@ -116,7 +116,7 @@ def measure(
 
 def eigenvalues(x: torch.Tensor) -> np.ndarray:
     """Those of the covariance of examples (N, *shape), the largest first; what rounding leaves is 0."""
-    return analytic.LinearGaussian(torch.cov(x.flatten(1).double().T, correction=0).numpy(), 1).eigenvalues
+    return analytic.LinearGaussian(np.atleast_2d(torch.cov(x.flatten(1).double().T, correction=0).numpy()), 1).eigenvalues
 
 
 def exponent(spectrum: np.ndarray, low: int, high: int) -> float:
