@@ -19,7 +19,7 @@ from jaxtyping import Float
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from nbvae import checks, data, models, objectives, training
+from nbvae import checks, data, models, objectives, posterior, training
 from nbvae._measuring import check_model, measuring, rate_of
 from nbvae._randomness import seeded
 from nbvae._tensors import double, parts
@@ -137,16 +137,21 @@ class Chain(Sampler):
     - `n_components`: the number of Gaussians in each mixture, >= 1.
     - `draws`: how many pairs are drawn for each example, >= 1.
     - `seed`: the seed of the pairs and of the fits, < 2³².
+    - `coupling`: how the codes of one example are drawn: "independent", or each coarse code as a noisy copy of the finer one,
+      by "channel" (latent i of latent i) or by "matrix" (of all latents); see `posterior.Coupling`.
 
-    p(z'|z) is the conditional of a Gaussian mixture fitted to pairs (z, z') ~ q(z|x, β) q(z'|x, β') with `n_components` full
-    covariances: with one component linear and Gaussian, which is exact for linear models of Gaussian data. If each
-    conditional is exact, so is the marginal of each step, whatever the order of the chain: KL(q(z') ‖ chain) is at most ④ at
-    the largest β plus the mean KL of each conditional (chain rule). Raises `ValueError` for fewer pairs than the mixture needs.
+    p(z'|z) is the conditional of a Gaussian mixture fitted to pairs of codes of one x, with `n_components` full covariances:
+    with one component linear and Gaussian, which is exact for linear models of Gaussian data. Each code alone has the law
+    q(z|x) under every coupling. So if each conditional is exact, so is the marginal of each step, whatever the order of the
+    chain: KL(q(z') ‖ chain) is at most KL(q(z) ‖ p(z)) at the largest β plus the mean KL of each conditional (chain rule).
+
+    `views` are the models from coarse to fine, `couplings` those of neighbours. Raises `ValueError` for fewer pairs than the
+    mixture needs, and for a coupling by channel of codes with different numbers of latents.
 
     >>> from nbvae import data, models, samplers
     >>> digits = data.load("digits")
     >>> many = models.MultiBetaVAE(digits.shape, 2, hidden=(8,))
-    >>> chain = samplers.Chain(many, digits.train, betas=[1.0, 10.0], n_components=1)
+    >>> chain = samplers.Chain(many, digits.train, betas=[1.0, 10.0], n_components=1, coupling="channel")
     >>> chain.sample(5).shape, chain.rates(digits.test).shape
     (torch.Size([5, 1, 8, 8]), torch.Size([2]))
     """
@@ -159,13 +164,15 @@ class Chain(Sampler):
         n_components: int = 10,
         draws: int = 5,
         seed: int = 0,
+        coupling: posterior.Kind = "independent",
     ):
         self.views = _ladder(model, betas)
         super().__init__(self.views[-1])
         draws, seed = checks.whole("draws", draws), checks.seed("seed", seed, bits=32)
-        with seeded(seed, self.model.prior().mean.device):
-            every = [_draws(view, x, draws) for view in self.views]
-        pairs = itertools.pairwise(every)
+        codes = [_codes(view, x, least=2) for view in self.views]
+        self.coupling = coupling
+        self.couplings = [posterior.Coupling.fit(*pair, coupling) for pair in itertools.pairwise(codes)]
+        pairs = itertools.pairwise(each.flatten(0, 1) for each in self._together(codes, draws, seed))
         self.steps = [_Conditional(_mixture(torch.cat(pair, 1), n_components, seed), pair[0].shape[1]) for pair in pairs]
 
     def _draw(self, n: int) -> Tensor:
@@ -174,6 +181,15 @@ class Chain(Sampler):
             z = step.sample(z)
         return z
 
+    def encode(self, x: Float[Tensor, "batch *shape"], seed: int = 0) -> list[Float[Tensor, "batch k"]]:
+        """A code of each x at each β, from coarse to fine, drawn together as the chain's coupling has it.
+
+        - `x`: the examples (batch, *shape).
+        - `seed`: the seed of the draws, < 2³².
+        """
+        seed = checks.seed("seed", seed, bits=32)
+        return [each[0] for each in self._together([_codes(view, x) for view in self.views], 1, seed)]
+
     def rates(self, x: Float[Tensor, "batch *shape"], draws: int = 5, seed: int = 0) -> Float[Tensor, " steps"]:
         """Nats that each stage of coding x in steps takes, from coarse to fine.
 
@@ -181,19 +197,30 @@ class Chain(Sampler):
         - `draws`: the number of draws for each, >= 1.
         - `seed`: the seed of the draws, < 2³².
 
-        First KL(q(z|x) ‖ p(z)) at the largest β, then E log q(z'|x) − log p(z'|z) for each step. The sum is what x costs if
-        each code is sent given the one before; coded at once, it costs the rate at the smallest β.
+        First KL(q(z|x) ‖ p(z)) at the largest β, then E log q(z'|z, x) − log p(z'|z) for each step. The sum is what x costs if
+        each code is sent given the one before. It is KL(q ‖ p) of all codes together, so it exceeds what the last code costs
+        alone, under the chain's own density of it, by E KL(q ‖ p) of the others given the last (chain rule).
         """
         draws, seed = checks.whole("draws", draws), checks.seed("seed", seed, bits=32)
         codes = [_codes(view, x) for view in self.views]
         stages = [rate_of(normal(*codes[0]), self.views[0].prior(), len(x)).cpu().double().mean()]
-        posteriors = [normal(*map(double, each)) for each in codes]
-        with seeded(seed, self.model.prior().mean.device):
-            every = [posterior.sample((draws,)) for posterior in posteriors]
-        for step, posterior, (z, new) in zip(self.steps, posteriors[1:], itertools.pairwise(every), strict=True):
-            log_q = posterior.log_prob(new).cpu()
+        codes = [(double(mean), double(std)) for mean, std in codes]
+        every = self._together(codes, draws, seed)
+        neighbours = zip(itertools.pairwise(codes), itertools.pairwise(every), strict=True)
+        for step, coupling, ((coarse, fine), (z, new)) in zip(self.steps, self.couplings, neighbours, strict=True):
+            log_q = coupling.log_prob(coarse, fine, z, new).cpu()
             stages.append((log_q - step.log_prob(new.flatten(0, 1), z.flatten(0, 1)).reshape(log_q.shape)).mean())
         return torch.stack(stages)
+
+    def _together(self, codes: Sequence[Any], draws: int, seed: int) -> list[Float[Tensor, "draws batch k"]]:
+        """Draws of the codes of each example at every β, from coarse to fine: the finest first, then what is a copy of it."""
+        with seeded(seed, self.model.prior().mean.device):
+            if self.coupling == "independent":
+                return [_repeated(code, draws) for code in codes]
+            every = [_repeated(codes[-1], draws)]
+            for coupling, (coarse, fine) in zip(self.couplings[::-1], [*itertools.pairwise(codes)][::-1], strict=True):
+                every.append(coupling.sample(coarse, fine, every[-1]))
+        return every[::-1]
 
 
 class Mixture(Sampler):
@@ -368,10 +395,14 @@ def _codes(model: Any, x: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     return encode(model, x)
 
 
+def _repeated(code: tuple[Tensor, Tensor], draws: int) -> Float[Tensor, "draws n k"]:
+    mean, std = (each.expand(draws, *each.shape) for each in code)
+    return torch.normal(mean, std)
+
+
 def _draws(model: Any, x: Tensor, draws: int) -> Float[Tensor, "n_draws k"]:
     """`draws` draws of q(z|x) for each x, example by example within each draw."""
-    mean, std = _codes(model, x, least=2)
-    return torch.normal(mean.repeat(draws, 1), std.repeat(draws, 1))
+    return _repeated(_codes(model, x, least=2), draws).flatten(0, 1)
 
 
 def _decode(model: Any, z: Float[Tensor, "n k"], draw: bool = False) -> Float[Tensor, "n *shape"]:

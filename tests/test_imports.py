@@ -43,6 +43,7 @@ ROWS = [
     "posterior._fused",
     "posterior.minibatch",
     "posterior._mmd",
+    "posterior.coupling",
     "posterior",
     "objectives.protocol",
     "objectives.weighted",
