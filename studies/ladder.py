@@ -1,0 +1,324 @@
+"""A ladder of codes: what they cost if each is sent given the one before, against the last code alone.
+
+A ladder is a list of models of falling β. The code of the largest β is sent under the prior, each next one under a density of
+it given the one before, a mixture of Gaussians fitted to pairs of codes of training images. Any number of them decodes to an
+image: the code is *embedded*. What the whole ladder costs more than its last code alone, priced by a mixture of as many
+Gaussians, is its overhead.
+
+Two things are varied. How the codes of an image are drawn: independently, or each as a noisy copy of the finer one, by channel
+or by matrix (`posterior.Coupling`); each alone has its own posterior's law in any case. And where the models come from: views
+of one model of many β, by three ways of telling it β; β-VAEs trained separately; and β-VAEs that are trained on from one
+another, in either direction, for as long as the first or briefly at a low learning rate.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from nbvae import checks, data, estimators, metrics, models, objectives, posterior, results, samplers, training
+from nbvae.results import Estimate
+from studies import convergence
+from studies.lab import Lab, sweep
+from studies.multi_beta import FreeVariance, straight
+from studies.objectives import likelihood, schedule
+from studies.plan import Plan as Common
+from studies.plan import load
+from studies.record import Record
+
+QUESTION = "What does a ladder of codes cost, each sent given the one before, against the last code alone?"
+CHAPTER = "07_alignment"
+DATASETS = ("digits", "mnist", "glyphs")
+MANY = {"one model, FiLM": "film", "one model, gates": "gates", "one model, concatenation": "concatenation"}
+FILM, APART = "one model, FiLM", "trained separately"
+DOWN, UP, BRIEF = "continued to smaller β", "continued to larger β", "continued to larger β, briefly"
+UNTRAINED = ", untrained"
+KINDS = (*MANY, APART, DOWN, UP, BRIEF)
+COUPLINGS = posterior.KINDS
+PRIOR, ALONE, STEP = "last code, prior", "last code", "one step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Common):
+    """Settings of the study.
+
+    - `ladder`: βs from coarse to fine.
+    - `kinds`: where the models come from, among `KINDS`; "one model, FiLM" must be one of them.
+    - `lowest`, `highest`: the range of β that one model is trained for; `power`: of β in the weights of its loss.
+    - `passes`: over the training images, of each training but the brief ones; `brief`: of these; `brief_lr`: their learning
+      rate. All are also trained for twice as many passes.
+    - `latent_dim`, `hidden`, `batch`, `lr`: of the models and their training, under a one-cycle schedule.
+    - `components`: numbers of Gaussians in the mixtures; the last is the one that claims are about.
+    - `draws`: pairs of codes for each training image, which the densities are fitted to; `measured`: for each test image.
+    - `largest_error`: the most that the standard error of an overhead may be, a share, unless it is at most a quarter of it.
+    """
+
+    ladder: tuple[float, ...] = (2.0, 1.0, 0.5, 0.25, 0.125, 0.0625)
+    kinds: tuple[str, ...] = KINDS
+    lowest: float = 0.03
+    highest: float = 4.0
+    power: float = 0.25
+    passes: int = 60
+    brief: int = 10
+    brief_lr: float = 1e-3
+    latent_dim: int = 8
+    hidden: tuple[int, ...] = (128, 128)
+    batch: int = 100
+    lr: float = 4e-3
+    components: tuple[int, ...] = (1, 10)
+    draws: int = 10
+    measured: int = 20
+    largest_error: float = 0.02
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.ladder) < 2 or list(self.ladder) != sorted(set(self.ladder), reverse=True):
+            raise ValueError(f"ladder must be at least two βs that fall; got {checks.short(self.ladder)}")
+        if not 0 < self.lowest <= self.ladder[-1] or not self.ladder[0] <= self.highest:
+            raise ValueError("lowest and highest must be the ends of a range that has the whole ladder, and lowest above 0")
+        for name in self.kinds:
+            checks.choice("a kind", name, KINDS)
+        if FILM not in self.kinds or len(self.kinds) < 2:
+            raise ValueError(f"kinds must have {FILM!r}, which the others are compared with, and at least one other")
+        if not self.components:
+            raise ValueError("components must be at least one number of Gaussians")
+        if len(self.seeds) < 2:
+            raise ValueError("errors need at least two seeds")
+
+
+def plan(dataset: str, budget: str) -> Plan:
+    full = Plan(dataset=dataset)
+    if dataset in ("mnist", "glyphs"):
+        full = full.changed(
+            **{"images": 10_000, "latent_dim": 16, "hidden": (200, 200), "lr": 2e-3, "brief_lr": 5e-4, "power": 0.0},
+            **{"ladder": (16.0, 8.0, 4.0, 2.0, 1.0, 0.5), "lowest": 0.25, "highest": 25.0, "passes": 40, "brief": 6},
+            **{"draws": 2, "measured": 2},
+        )
+    if dataset == "glyphs":
+        full = full.changed(binarize="threshold")
+    if budget == "quick":
+        few = {"images": 2000, "seeds": (0, 1), "kinds": (FILM, APART), "components": (5,), "draws": 2, "measured": 4}
+        return full.changed(passes=max(2, full.passes // 4), brief=2, **few).stretched("passes")
+    if budget == "smoke":
+        small = {"hidden": (16,), "images": 300, "draws": 1, "measured": 1, "components": (1,), "latent_dim": 3}
+        return full.changed(**small, ladder=full.ladder[:2], passes=1, brief=1, seeds=(0, 1))
+    return full
+
+
+def run(plan: Plan, lab: Lab) -> Record:
+    common = {name: value for name, value in plan.settings.items() if name not in ("kinds", "passes", "brief", "largest_error")}
+    cells = [
+        {"kind": kind, "passes": times * plan.passes, "brief": times * plan.brief} | common
+        for times in (2, 1)  # the longest first
+        for kind in plan.kinds
+    ]
+    cells += [
+        {"kind": kind + UNTRAINED, "passes": plan.passes, "brief": plan.brief} | common for kind in plan.kinds if kind in MANY
+    ]
+    found = lab.map(price, cells, "ladders")
+    rows = [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
+    frame = pd.DataFrame(rows)
+    whole: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
+    return Record.of(__name__, plan, lab, whole.to_dict("records"), checks=_checks(plan, frame, whole), said=_said(plan, whole))
+
+
+def price(
+    dataset: str,
+    binarize: str | None,
+    images: int | None,
+    kind: str,
+    ladder: list[float],
+    components: list[int],
+    draws: int,
+    measured: int,
+    seeds: list[int],
+    **settings: Any,
+) -> dict[str, Any]:
+    """The ladders of one kind, one for each seed: nats of codes, terms at each β, and how neighbours' means agree."""
+    ds, rows = load(dataset, binarize, images), []
+    for seed, views in zip(seeds, ladders(ds, kind, ladder, seeds=seeds, **settings), strict=True):
+        with training.seeded(seed):
+            train, test = ds.draw(ds.train), ds.draw(ds.test)
+        place = {"objective": kind, "seed": seed}
+        for beta, view in zip(ladder, views, strict=True):
+            for split, x in (("train", train), ("test", test)):
+                point = estimators.evaluate(view, x, beta, n_samples=measured)
+                terms = {"rate": point.rate, "distortion": point.distortion}
+                rows += [_row(name, value, place, split, beta=beta) for name, value in terms.items()]
+        codes = [posterior.encode(view, test)[0] for view in views]
+        for beta, coarse, fine in zip(ladder[1:], codes, codes[1:], strict=False):
+            agreed = metrics.alignment(coarse, fine)
+            measures = {"by channel": agreed.by_channel, "matched": agreed.matched, "CCA": agreed.cca}
+            rows += [_row(name, value, place, "test", beta=beta) for name, value in measures.items()]
+        for name, stages in coded(views, train, test, components, draws, measured, seed).items():
+            sampler, gaussians = name
+            where = place | {"sampler": sampler, "level": float(gaussians)}
+            rows.append(_row("nats", sum(stages), where, "test", beta=ladder[-1]))
+            if sampler in COUPLINGS:
+                rows += [_row("stage", each, where, "test", beta=beta) for beta, each in zip(ladder, stages, strict=True)]
+    return {"rows": rows}
+
+
+def coded(
+    views: list[Any], train: Tensor, test: Tensor, components: list[int], draws: int, measured: int, seed: int
+) -> dict[tuple[str, int], list[float]]:
+    """Nats of test images by each way to send them and number of Gaussians, a list of stages, from coarse to fine."""
+    last, found = views[-1], {}
+    found[PRIOR, 0] = [estimators.evaluate(last, test, n_samples=1).rate]
+    for n in components:
+        how: Any = {"n_components": n, "draws": draws, "seed": seed}
+        found[ALONE, n] = [samplers.Mixture(last, train, **how).rate(test, measured, seed)]
+        for coupling in COUPLINGS:
+            chain = samplers.Chain(views, train, coupling=coupling, **how)
+            found[coupling, n] = chain.rates(test, measured, seed).tolist()
+        step = samplers.Chain([views[0], last], train, coupling="matrix", **how)
+        found[STEP, n] = step.rates(test, measured, seed).tolist()
+    return found
+
+
+def ladders(
+    ds: data.Dataset,
+    kind: str,
+    ladder: list[float],
+    seeds: list[int],
+    passes: int,
+    brief: int,
+    brief_lr: float,
+    latent_dim: int,
+    hidden: list[int],
+    batch: int,
+    lr: float,
+    lowest: float,
+    highest: float,
+    power: float,
+    store: str | None,
+    device: str,
+) -> list[list[Any]]:
+    """For each seed the models of a kind, from coarse to fine."""
+    shape: dict[str, Any] = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
+    config = schedule(ds, passes, batch, lr, device)
+    how: Any = {"seeds": seeds, "config": config, "store": store}
+    name = kind.removesuffix(UNTRAINED)
+    if name in MANY:
+        make = partial(one_model, MANY[name], shape, (lowest, highest))
+        if name != kind:
+            every = []
+            for seed in seeds:
+                with training.seeded(seed):
+                    every.append(make())
+        else:
+            every = [each.model for each in sweep(make, ds, objectives=[objectives.MultiBeta(power)], **how)]
+        return [[model.at(beta) for beta in ladder] for model in every]
+    if kind == APART:
+        runs = sweep(partial(models.VAE, **shape), ds, ladder, **how)
+        found = {(each.objective.beta, each.config.seed): each.model for each in runs}
+        return [[found[beta, seed] for beta in ladder] for seed in seeds]
+    order = ladder if kind == DOWN else ladder[::-1]
+    rungs = [sweep(partial(models.VAE, **shape), ds, order[:1], **how)]
+    if kind == BRIEF:
+        how = how | {"config": schedule(ds, brief, batch, brief_lr, device)}
+    for beta in order[1:]:
+        started = iter([deepcopy(each.model) for each in rungs[-1]])
+        rungs.append(sweep(lambda started=started: next(started), ds, [beta], **how))
+    rungs = rungs if kind == DOWN else rungs[::-1]
+    return [[each[i].model for each in rungs] for i in range(len(seeds))]
+
+
+def one_model(conditioning: str, shape: dict[str, Any], beta_range: tuple[float, float]) -> models.MultiBetaVAE:
+    """A new model of many β."""
+    if conditioning == "concatenation":
+        return Concatenated(**shape, beta_range=beta_range)
+    return models.MultiBetaVAE(**shape, beta_range=beta_range, conditioning=conditioning)
+
+
+class Concatenated(FreeVariance):
+    """log β as one more input of encoder and decoder: a shift of their first layer that is linear in it, and nothing else."""
+
+    def _build(self, network: str, hidden: tuple[int, ...], **own: nn.Module) -> None:
+        super()._build(network, hidden, **own)
+        self.response = _Input(self.beta_range, *(cast(Any, each).widths for each in (self.encoder, self.decoder)))
+
+
+class _Input(nn.Module):
+    def __init__(self, beta_range: tuple[float, float], *widths: list[int]):
+        super().__init__()
+        self.widths, self.scaled = widths, straight(beta_range)
+        self.columns = nn.ModuleList(nn.Linear(1, each[0], bias=False) for each in widths)
+
+    def forward(self, log_beta: Tensor) -> tuple[list[Tensor], ...]:
+        scaled = self.scaled(log_beta)
+        return tuple(self._parts(scaled, column(scaled), each) for column, each in zip(self.columns, self.widths, strict=True))
+
+    @staticmethod
+    def _parts(scaled: Tensor, shift: Tensor, widths: list[int]) -> list[Tensor]:
+        parts: list[Tensor] = []
+        for index, width in enumerate(widths):
+            same = torch.ones_like(scaled).expand(*scaled.shape[:-1], width)
+            parts += [same, shift if index == 0 else torch.zeros_like(same)]
+        return parts
+
+
+def _row(quantity: str, value: float, place: dict[str, Any], split: str, **more: Any) -> dict[str, Any]:
+    return results.row_of(quantity, Estimate(value), **place, split=split, **more)
+
+
+# What is claimed.
+
+
+def overheads(frame: Any, gaussians: int) -> Any:
+    """What sending a ladder costs more than its last code alone, as a share of that, for each kind, way and seed.
+
+    - `frame`: a record's frame, or of two numbers of passes with a column `passes`.
+    - `gaussians`: the number in the mixtures that price either.
+    """
+    nats = frame[(frame["quantity"] == "nats") & (frame["level"] == gaussians)]
+    keys = [name for name in ("objective", "seed", "passes") if name in nats]
+    alone = nats[nats["sampler"] == ALONE][[*keys, "value"]]
+    both = nats[nats["sampler"] != ALONE].merge(alone, on=keys, suffixes=("", "_alone"))
+    return both.assign(value=both["value"] / both["value_alone"] - 1, quantity="overhead")[
+        [*keys, "sampler", "quantity", "value"]
+    ]
+
+
+def above(shares: Any) -> Any:
+    """By how much each overhead is above that of one model with FiLM under copies by channel, in pairs of seeds."""
+    keys = [name for name in ("seed", "passes") if name in shares]
+    base = (shares["objective"] == FILM) & (shares["sampler"] == "channel")
+    both = shares[~base].merge(shares.loc[base, [*keys, "value"]], on=keys, suffixes=("", "_base"))
+    return both.assign(value=both["value"] - both["value_base"], quantity="overhead above FiLM's").drop(columns="value_base")
+
+
+def _checks(plan: Plan, frame: Any, whole: Any) -> list[convergence.Check]:
+    """Twice the passes for all: the sizes of the overheads of one model with FiLM, and the sides of what is clear of it."""
+    trained = frame[~frame["objective"].str.endswith(UNTRAINED)]
+    shares = overheads(trained, plan.components[-1])
+    keys = ["objective", "sampler"]
+    mine = shares[(shares["objective"] == FILM) & shares["sampler"].isin(COUPLINGS)]
+    size = mine[mine["passes"] == plan.passes].groupby(keys)["value"].mean().abs() / 4
+    limits: Any = size.clip(lower=plan.largest_error).rename("allowed").reset_index()
+    apart = above(shares)
+    claims = convergence.clear(apart[apart["passes"] == plan.passes], keys)[keys].drop_duplicates()
+    kept = overheads(whole[~whole["objective"].str.endswith(UNTRAINED)], plan.components[-1])
+    each = {f"{kind}, {way}": Estimate.over_runs(found["value"].to_numpy()) for (kind, way), found in kept.groupby(keys)}
+    return [
+        convergence.twice(mine.merge(limits), keys),
+        convergence.same_side(apart.merge(claims), keys),
+        convergence.errors(each, plan.largest_error),
+    ]
+
+
+def _said(plan: Plan, whole: Any) -> str:
+    shares = overheads(whole[~whole["objective"].str.endswith(UNTRAINED)], plan.components[-1])
+    told = []
+    for kind in plan.kinds:
+        mine = shares[shares["objective"] == kind].assign(value=lambda each: 100 * each["value"])
+        means = {way: Estimate.over_runs(each["value"].to_numpy()) for way, each in mine.groupby("sampler")}
+        told.append(
+            f"{kind} {means['independent']} with independent draws, {means['channel']} by channel, {means['matrix']} by matrix"
+        )
+    return f"Overhead of a ladder over its last code alone, in percent: {'; '.join(told)}."
