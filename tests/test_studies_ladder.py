@@ -1,0 +1,164 @@
+"""The study of ladders: where models come from, what concatenation is, what is compared with what, and what is claimed."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from nbvae import data, training
+from nbvae.objectives import MultiBeta
+from studies import ladder as study
+from studies.ladder import ALONE, APART, BRIEF, DOWN, FILM, PRIOR, UNTRAINED, UP, Plan
+
+LADDER = [2.0, 0.5, 0.1]
+SETTINGS = {
+    **{"passes": 2, "brief": 1, "brief_lr": 1e-3, "latent_dim": 2, "hidden": [8], "batch": 50, "lr": 4e-3},
+    **{"lowest": 0.05, "highest": 4.0, "power": 0.0, "store": None, "device": "cpu"},
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits").first(200)
+
+
+def weights(model):
+    return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+
+def test_models_that_are_trained_on_begin_as_separate_ones(digits):
+    made = {kind: study.ladders(digits, kind, LADDER, seeds=[0, 1], **SETTINGS) for kind in (APART, DOWN, UP, BRIEF)}
+    for seed in range(2):
+        assert [len(each[seed]) for each in made.values()] == [3] * 4
+        apart = made[APART][seed]
+        assert torch.equal(weights(made[DOWN][seed][0]), weights(apart[0]))
+        assert torch.equal(weights(made[UP][seed][-1]), weights(apart[-1]))
+        assert torch.equal(weights(made[BRIEF][seed][-1]), weights(apart[-1]))
+        for kind in (DOWN, UP, BRIEF):
+            assert not torch.equal(weights(made[kind][seed][1]), weights(apart[1]))
+        # A brief training leaves a model nearer to where it began than a long one.
+        moved = [(weights(made[kind][seed][1]) - weights(apart[-1])).norm() for kind in (BRIEF, UP)]
+        assert moved[0] < moved[1]
+    assert not torch.equal(weights(made[APART][0][0]), weights(made[APART][1][0]))
+
+
+def test_views_of_one_model_are_at_the_betas_of_the_ladder_and_untrained_ones_are_as_made(digits):
+    for name in study.MANY:
+        [fresh] = study.ladders(digits, name + UNTRAINED, LADDER, seeds=[3], **SETTINGS)
+        [trained] = study.ladders(digits, name, LADDER, seeds=[3], **SETTINGS)
+        assert [view.beta for view in trained] == LADDER
+        with training.seeded(3):
+            again = study.one_model(
+                study.MANY[name], {"shape": digits.shape, "latent_dim": 2, "hidden": [8]}, (SETTINGS["lowest"], 4.0)
+            )
+        assert torch.equal(weights(fresh[0].model), weights(again))
+        assert not torch.equal(weights(trained[0].model), weights(again))
+
+
+def test_concatenation_is_log_beta_as_one_more_input():
+    """The same two networks written out with n + 1 and k + 1 inputs."""
+    with training.seeded(0):
+        model = study.one_model("concatenation", {"shape": (4,), "latent_dim": 2, "hidden": (5, 3)}, (0.1, 10.0))
+    x, log_beta = torch.rand(6, 4), torch.linspace(-1, 1, 6)[:, None] * np.log(10.0)
+    found = model.encode(x, model.condition(log_beta.float()))
+    z = torch.randn(6, 2)
+    outputs = model.outputs(z, model.condition(log_beta.float()))
+
+    def plain(network, column, first):
+        for index, layer in enumerate(network.layers):
+            first = first if index == 0 else first.relu()
+            weight = layer.weight if index else torch.cat([layer.weight, column.weight], 1)
+            first = first @ weight.T + layer.bias
+        return first
+
+    scaled = torch.linspace(-1, 1, 6)[:, None]  # log β over the range, from −1 to 1
+    mean, log_variance = plain(model.encoder, model.response.columns[0], torch.cat([x, scaled], 1)).chunk(2, 1)
+    torch.testing.assert_close(found.mean, mean)
+    torch.testing.assert_close(found.stddev, (0.5 * log_variance).exp())
+    torch.testing.assert_close(outputs, plain(model.decoder, model.response.columns[1], torch.cat([z, scaled], 1)))
+
+
+def test_concatenation_trains_alike_alone_and_in_a_sweep(digits):
+    def make():
+        return study.one_model("concatenation", {"shape": digits.shape, "latent_dim": 2, "hidden": (8,)}, (0.1, 10.0))
+
+    config = training.TrainConfig(2, 50, 1e-3, device="cpu")
+    runs = training.sweep(make, digits, objectives=[MultiBeta(), MultiBeta(0.5)], seeds=(0,), config=config)
+    with training.seeded(0):
+        alone = training.fit(make(), digits, MultiBeta(), config)
+    torch.testing.assert_close(weights(runs[0].model), weights(alone.model))
+    assert alone.history["loss"][-1] < alone.history["loss"][0]
+
+
+# What is claimed.
+
+
+def rows(nats: dict[tuple[str, str], float], passes: int = 4, noise: float = 0.0) -> pd.DataFrame:
+    """Nats of three seeds, which multiply all by as much."""
+    table = [
+        {"objective": kind, "sampler": sampler, "level": 0.0 if sampler == PRIOR else 10.0, "beta": 0.1, "seed": seed}
+        | {"passes": passes, "split": "test", "quantity": "nats", "value": (value + noise * (seed - 1)) * (1 + seed)}
+        for seed in range(3)
+        for (kind, sampler), value in nats.items()
+    ]
+    return pd.DataFrame(table)
+
+
+NATS = {
+    **{(FILM, ALONE): 10.0, (FILM, PRIOR): 12.0, (FILM, "independent"): 14.0, (FILM, "channel"): 10.5, (FILM, "matrix"): 10.5},
+    **{(APART, ALONE): 20.0, (APART, "independent"): 32.0, (APART, "channel"): 30.0, (APART, "matrix"): 29.0},
+}
+
+
+def test_overheads_are_shares_of_the_own_last_code_and_compared_in_pairs():
+    shares = study.overheads(rows(NATS), 10)
+    means = shares.groupby(["objective", "sampler"])["value"].mean()
+    assert means[FILM, "channel"] == pytest.approx(0.05)
+    assert means[APART, "matrix"] == pytest.approx(0.45)
+    assert (FILM, PRIOR) not in means.index  # it has no mixture
+    apart = study.above(shares).groupby(["objective", "sampler"])["value"].agg(["mean", "std"])
+    assert apart.loc[(APART, "matrix"), "mean"] == pytest.approx(0.40)
+    assert apart["std"].max() < 1e-12
+    assert (FILM, "channel") not in apart.index
+
+
+@pytest.mark.parametrize(
+    ("changes", "passed"),
+    [
+        ({}, [True, True, True]),
+        ({(FILM, "channel"): 10.65}, [True, True, True]),  # a change of .015: .02 does not matter
+        ({(FILM, "channel"): 11.0}, [False, True, True]),
+        ({(APART, "matrix"): 60.0}, [True, True, True]),  # farther on the same side
+        ({(APART, "matrix"): 20.5}, [True, False, True]),
+    ],
+)
+def test_twice_the_passes_move_no_size_and_no_side(changes, passed):
+    plan = Plan(passes=4, seeds=(0, 1, 2), kinds=(FILM, APART))
+    frame = pd.concat([rows(NATS, 4), rows(NATS | changes, 8)])
+    assert [each.passed for each in study._checks(plan, frame, rows(NATS))] == passed
+
+
+def test_errors_that_are_too_large_to_see_an_overhead_fail():
+    plan = Plan(passes=4, seeds=(0, 1, 2), kinds=(FILM, APART))
+    frame = pd.concat([rows(NATS, 4, 0.6), rows(NATS, 8, 0.6)])
+    wide = rows({key: value for key, value in NATS.items() if key[1] != ALONE}, noise=2.0)
+    whole = pd.concat([wide, rows({key: value for key, value in NATS.items() if key[1] == ALONE})])
+    assert not study._checks(plan, frame, whole)[-1].passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ladder": (1.0,)}, "at least two βs that fall"),
+        ({"ladder": (0.1, 1.0)}, "at least two βs that fall"),
+        ({"lowest": 0.1}, "the whole ladder"),
+        ({"kinds": (APART, UP)}, "kinds must have"),
+        ({"kinds": (FILM, "another")}, "a kind must be"),
+        ({"components": ()}, "at least one number of Gaussians"),
+        ({"seeds": (0,)}, "at least two seeds"),
+    ],
+)
+def test_a_plan_refuses_in_one_line(changes, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        Plan(**changes)
+    assert "\n" not in str(caught.value)
