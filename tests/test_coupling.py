@@ -217,8 +217,11 @@ def test_dead_latents_and_unrelated_codes_are_left_uncoupled_and_finite(kind):
         each[0][:, 2:], each[1][:, 2:] = 0.0, 1.0
     found = posterior.Coupling.fit(coarse, fine, kind)
     nothing = posterior.Coupling.fit(coarse, fine, "independent")
-    assert found.gain.isfinite().all()
-    assert found.cost(coarse, fine) <= nothing.cost(coarse, fine)
+    assert found.cost(coarse, fine) < nothing.cost(coarse, fine)  # by the chance correlations of 200 examples
+    gains = torch.diag(found.gain) if kind == "channel" else found.gain
+    # Copying noise between latents that say nothing would only cost.
+    assert gains[2:].abs().max() < 0.05
+    assert gains[:, 2:].abs().max() < 0.05
     many = posterior.Coupling.fit((coarse[0][:, :2], coarse[1][:, :2]), fine, "matrix")
     assert many.gain.shape == (2, 4)
 

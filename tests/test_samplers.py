@@ -10,6 +10,7 @@ from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 from nbvae import _tensors, analytic, data, models, samplers, training
+from nbvae.samplers import _mixtures
 
 LADDER = (4.0, 2.0, 1.0)
 SIGMA2 = 0.3
@@ -134,12 +135,12 @@ def test_a_conditional_mixture_is_bayes_rule():
     mean = weights @ means
     cov = sum(w * (c + np.outer(m - mean, m - mean)) for w, m, c in zip(weights, means, covs, strict=True))
     with training.seeded(0):
-        found = samplers._Conditional(mixture, 2).sample(torch.from_numpy(given).expand(200_000, 2)).double()
+        found = _mixtures.Conditional(mixture, 2).sample(torch.from_numpy(given).expand(200_000, 2)).double()
     np.testing.assert_allclose(found.mean(0), mean, atol=5 * np.sqrt(cov.max() / 2e5))
     np.testing.assert_allclose(torch.cov(found.T), cov, atol=0.03 * cov.max())
     point = np.array([0.2, 0.1])
     density = sum(w * multivariate_normal(m, c).pdf(point) for w, m, c in zip(weights, means, covs, strict=True))
-    log_prob = samplers._Conditional(mixture, 2).log_prob(torch.from_numpy(point)[None], torch.from_numpy(given)[None])
+    log_prob = _mixtures.Conditional(mixture, 2).log_prob(torch.from_numpy(point)[None], torch.from_numpy(given)[None])
     assert log_prob.item() == pytest.approx(np.log(density))
 
 

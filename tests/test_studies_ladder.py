@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nbvae import data, training
+from nbvae import data, estimators, samplers, training
 from nbvae.objectives import MultiBeta
 from studies import ladder as study
 from studies.ladder import ALONE, APART, BRIEF, DOWN, FILM, PRIOR, UNTRAINED, UP, Plan
@@ -40,6 +40,28 @@ def test_models_that_are_trained_on_begin_as_separate_ones(digits):
         moved = [(weights(made[kind][seed][1]) - weights(apart[-1])).norm() for kind in (BRIEF, UP)]
         assert moved[0] < moved[1]
     assert not torch.equal(weights(made[APART][0][0]), weights(made[APART][1][0]))
+
+
+def test_a_training_of_no_rate_leaves_a_continued_model_where_its_neighbour_is(digits):
+    [made] = study.ladders(digits, BRIEF, LADDER, seeds=[0], **SETTINGS | {"brief_lr": 1e-12})
+    for model in made[:-1]:
+        torch.testing.assert_close(weights(model), weights(made[-1]), atol=1e-8, rtol=0)
+
+
+def test_what_is_priced_is_the_test_images_under_what_was_fitted_to_training_images(digits):
+    """Each way again by the library's own calls; two rungs, so that one step is the ladder by matrix."""
+    [views] = study.ladders(digits, FILM, LADDER[1:], seeds=[0], **SETTINGS)
+    train, test = digits.train, data.load("digits").test[:100]
+    found = study.coded(views, train, test, [1, 2], draws=2, measured=3, seed=4)
+    assert found[PRIOR, 0][0] == pytest.approx(estimators.evaluate(views[-1], test, n_samples=1).rate)
+    for n in (1, 2):
+        how = {"n_components": n, "draws": 2, "seed": 4}
+        assert found[ALONE, n] == [samplers.Mixture(views[-1], train, **how).rate(test, 3, 4)]
+        for way in study.COUPLINGS:
+            chain = samplers.Chain(views, train, coupling=way, **how)
+            assert found[way, n] == chain.rates(test, 3, 4).tolist()
+        assert found[study.STEP, n] == pytest.approx(found["matrix", n])
+    assert found[ALONE, 1] != found[ALONE, 2]
 
 
 def test_views_of_one_model_are_at_the_betas_of_the_ladder_and_untrained_ones_are_as_made(digits):
