@@ -27,7 +27,7 @@ from studies.lab import Lab, sweep
 from studies.multi_beta import FreeVariance, straight
 from studies.objectives import likelihood, schedule
 from studies.plan import Plan as Common
-from studies.plan import load
+from studies.plan import accept_ladder, load
 from studies.record import Record
 
 QUESTION = "What does a ladder of codes cost, each sent given the one before, against the last code alone?"
@@ -77,10 +77,7 @@ class Plan(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.ladder) < 2 or list(self.ladder) != sorted(set(self.ladder), reverse=True):
-            raise ValueError(f"ladder must be at least two βs that fall; got {checks.short(self.ladder)}")
-        if not 0 < self.lowest <= self.ladder[-1] or not self.ladder[0] <= self.highest:
-            raise ValueError("lowest and highest must be the ends of a range that has the whole ladder, and lowest above 0")
+        accept_ladder(self.ladder, self.lowest, self.highest)
         for name in self.kinds:
             checks.choice("a kind", name, KINDS)
         if FILM not in self.kinds or len(self.kinds) < 2:

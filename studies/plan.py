@@ -108,4 +108,12 @@ def _read(name: str, hint: Any, value: Any) -> Any:
     return value
 
 
+def accept_ladder(ladder: tuple[float, ...], lowest: float, highest: float) -> None:
+    """Refuse a ladder of β that does not fall, or does not lie in the range of β that its model is trained for."""
+    if len(ladder) < 2 or list(ladder) != sorted(set(ladder), reverse=True):
+        raise ValueError(f"ladder must be at least two βs that fall; got {checks.short(ladder)}")
+    if not 0 < lowest <= ladder[-1] or not ladder[0] <= highest:
+        raise ValueError("lowest and highest must be the ends of a range that has the whole ladder, and lowest above 0")
+
+
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

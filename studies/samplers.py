@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nbvae import checks, estimators, metrics, models, objectives, results, samplers, training
+from nbvae import estimators, metrics, models, objectives, results, samplers, training
 from nbvae.results import Estimate
 from studies import convergence
 from studies.lab import Lab, sweep
 from studies.objectives import likelihood, schedule
 from studies.plan import Plan as Common
-from studies.plan import load
+from studies.plan import accept_ladder, load
 from studies.record import Record
 from studies.third_axis import Rescaled
 
@@ -74,10 +74,7 @@ class Plan(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.ladder) < 2 or list(self.ladder) != sorted(set(self.ladder), reverse=True):
-            raise ValueError(f"ladder must be at least two βs that fall; got {checks.short(self.ladder)}")
-        if not 0 < self.lowest <= self.ladder[-1] or not self.ladder[0] <= self.highest:
-            raise ValueError("lowest and highest must be the ends of a range that has the whole ladder, and lowest above 0")
+        accept_ladder(self.ladder, self.lowest, self.highest)
         if not 2 <= self.again <= len(self.seeds):
             raise ValueError("errors need at least two seeds, also of those that are trained again")
 
