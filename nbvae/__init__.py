@@ -16,8 +16,8 @@ The rooms and what each offers, from the ones that know least to the ones that k
 - `models`: VAEs as three distributions, `posterior(x)`, `likelihood(z)`, `prior()`.
   VAE, AtBeta, Discretized, MultiBetaVAE
 - `posterior`: the aggregated posterior q(z) of a data set.
-  MINIBATCH, LogDensities, check_reference, encode, leave_one_out, log_densities, log_density, log_weights, mean_and_std, mix,
-  mmd, pairwise, partition, sample_mmd
+  KINDS, MINIBATCH, Coupling, Kind, LogDensities, check_reference, encode, leave_one_out, log_densities, log_density,
+  log_weights, mean_and_std, mix, mmd, pairwise, partition, sample_mmd
 - `objectives`: the published losses as weights on the terms of the ELBO.
   DIPVAEI, DIPVAEII, HFVAE, NAMED, TABLE, VAE, AnchorVAE, BetaTCVAE, BetaVAE, Capacity, FactorVAE, InfoVAE,
   InformationDropout, LogMSE, Loss, Model, MultiBeta, Objective, Terms, elbo_terms
@@ -31,7 +31,7 @@ The rooms and what each offers, from the ones that know least to the ones that k
   Alignment, Classifier, Coverage, Importances, InformationGap, Measured, alignment, classifier, coverage, frechet_distance,
   frechet_gaussians, importances, inception, information_gap, kernel_distance
 - `samplers`: ways to draw from a trained model.
-  Aggregate, Chain, Mixture, Prior, Recursive, Sampler, SecondStage
+  Aggregate, Chain, Density, Diffusion, Flow, Mixture, Prior, Recursive, Sampler, SecondStage, VampPrior
 - `plotting`: figures of records.
   rd_plane, phase_diagram, envelope, image_grid, four_terms
 - `notebook`: what chapters need of a notebook.

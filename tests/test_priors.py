@@ -127,6 +127,9 @@ def test_training_leaves_the_model_its_gradients_and_the_stream_as_they_were(nam
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all((parameter.grad == 1).all() for parameter in model.parameters())
     assert first.rate(x) == again.rate(x)
+    # The package of the flows turns off the checks of torch's distributions when it is imported.
+    with pytest.raises(ValueError, match="scale"):
+        torch.distributions.Normal(0.0, -1.0)
 
 
 def test_what_is_refused():

@@ -25,6 +25,12 @@ class Density(Sampler):
 
     The rate under a density r is R − KL(q(z) ‖ p(z)) + KL(q(z) ‖ r): it saves, nat for nat, what r knows of the aggregated
     posterior and the prior does not.
+
+    >>> from nbvae import data, models, samplers
+    >>> digits = data.load("digits")
+    >>> mixture = samplers.Mixture(models.VAE(digits.shape, 2, hidden=(8,)), digits.train, n_components=2, draws=1)
+    >>> isinstance(mixture, samplers.Density), mixture.rate(digits.test) < 100
+    (True, True)
     """
 
     def rate(self, x: Float[Tensor, "batch *shape"], draws: int = 5, seed: int = 0) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import zuko
 from jaxtyping import Float
 from torch import Tensor, distributions, nn
 
@@ -117,7 +116,7 @@ class Flow(Density):
         self.flow: Any = None
 
         def begin() -> nn.Module:
-            self.flow = zuko.flows.NSF(k, transforms=transforms, hidden_features=tuple(hidden)).to(code[0])
+            self.flow = _flows().NSF(k, transforms=transforms, hidden_features=tuple(hidden)).to(code[0])
             return self.flow
 
         _learn(self, begin, lambda z: -self.flow().log_prob(self.scaled(z)), code, steps, lr, seed)
@@ -213,6 +212,16 @@ class Diffusion(Density):
             u = scale * expected + (cleaner.sigmoid() * share).sqrt() * torch.randn_like(u)
         u = u / (-self.gamma[0]).sigmoid().sqrt()
         return self.scaled.back(u + (0.5 * self.gamma[0]).exp() * torch.randn_like(u))
+
+
+def _flows() -> Any:
+    """The flows of zuko, whose import turns off the checks of all of torch's distributions: they are put back."""
+    checked = distributions.Distribution._validate_args
+    try:
+        import zuko
+    finally:
+        distributions.Distribution._validate_args = checked
+    return zuko.flows
 
 
 _FREQUENCIES = (0.1, 0.2, 0.4, 0.8)
