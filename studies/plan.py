@@ -11,7 +11,13 @@ from typing import Any, Self
 from nbvae import checks, data
 
 BUDGETS = ("full", "quick", "smoke")
-_LATER = [("against", 2.0), ("sides", []), ("unclaimed", [])]  # what records were made with before there were such fields
+_LATER = [
+    ("against", 2.0),
+    ("sides", []),
+    ("unclaimed", []),
+    ("start", 0.0),
+    ("start_passes", 100),
+]  # what records were made with before there were such fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import labwork
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import studies
 from nbvae import data, models, objectives, results, training
@@ -631,3 +632,34 @@ def test_a_chapter_gets_the_record_or_the_experiment_run_now(tmp_path, monkeypat
     with pytest.raises(ValueError, match="no field"):
         studies.load("objectives", budget="smoke", epochs=3)
     json.dumps(now.plan)
+
+
+def test_objectives_begin_with_one_model_where_a_plan_says_so(monkeypatch):
+    """The weights that the second of the two sweeps is given are those that the first one ended with, for every objective."""
+    module, begun, ended = studies.study("objectives"), [], []
+    sweep = module.sweep
+
+    def watched(make, *args, **settings):
+        def noted():
+            model = make()
+            begun.append(torch.cat([value.detach().clone().flatten() for value in model.parameters()]))
+            return model
+
+        runs = sweep(noted, *args, **settings)
+        ended.append([torch.cat([value.detach().flatten() for value in run.model.parameters()]) for run in runs])
+        return runs
+
+    monkeypatch.setattr(module, "sweep", watched)
+    names = ["VAE", "β-VAE, β = 2"]
+    common = {"dataset": "digits", "binarize": "default", "images": 100, "rows": names, "latent_dim": 2, "hidden": [8]}
+    common |= {"batch": 50, "lr": 1e-2, "draws": 1, "passes": 1, "seeds": [0, 1], "store": None, "device": "cpu"}
+    for name in names:
+        module.train(**common, objective=name, start=0.1, start_passes=2)
+    first, second = (torch.stack(begun[4 * i + 2 : 4 * i + 4]) for i in range(2))
+    assert torch.equal(first, torch.stack(ended[0]))
+    assert torch.equal(second, first)
+    assert not torch.equal(ended[1][0], ended[3][0])
+    begun.clear()
+    module.train(**common, objective="VAE", start=0.0, start_passes=2)
+    assert len(begun) == 2
+    assert not torch.equal(torch.stack(begun), first)
