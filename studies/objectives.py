@@ -6,9 +6,11 @@ in batches as it was trained, with the same draws for all models, and taken apar
 """
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -164,13 +166,19 @@ def train(
     }
     make = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
     how: Any = {"seeds": seeds, "store": store}
-    begin = partial(models.VAE, **make)
-    if start:
-        first = sweep(begin, ds, [start], config=schedule(ds, start_passes, batch, lr, device), **how)
-        started = iter([deepcopy(each.model) for each in first])
-        begin = partial(next, started)
+    begin = begun(partial(models.VAE, **make), ds, start, schedule(ds, start_passes, batch, lr, device), how)
     runs = sweep(begin, ds, objectives=[kinds[objective]], config=schedule(ds, passes, batch, lr, device), **how)
     return {"rows": [row | {"objective": objective} for each in runs for row in measured(each, ds.train, kinds, batch, draws)]}
+
+
+def begun(
+    make: Callable[[], Any], ds: data.Dataset, start: float, config: training.TrainConfig, how: dict[str, Any]
+) -> Callable[[], Any]:
+    """What makes the models of a sweep: `make`, or if `start` is a β, copies of β-VAEs that are trained first, seed by seed."""
+    if not start:
+        return make
+    first = cycle([each.model for each in sweep(make, ds, [start], config=config, **how)])
+    return lambda: deepcopy(next(first))
 
 
 def measured(run: Any, x: Tensor, kinds: dict[str, Any], batch: int, draws: int) -> list[dict[str, Any]]:

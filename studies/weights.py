@@ -7,6 +7,7 @@ the weights 1. *Estimators*: one weight on the total correlation, estimated from
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from nbvae import checks, models, objectives, results
 from nbvae.posterior import MINIBATCH
 from studies import convergence
 from studies.lab import Lab, sweep
-from studies.objectives import TERMS, effects, likelihood, measured, schedule
+from studies.objectives import TERMS, begun, effects, likelihood, measured, schedule
 from studies.plan import Plan as Common
 from studies.plan import load
 from studies.record import Record
@@ -39,6 +40,7 @@ class Plan(Common):
     - `estimators`: how, among those of `posterior.MINIBATCH` and "discriminator".
     - `passes`: over the training images.
     - `again`, `against`: how many of the seeds are also trained for `against` times as many passes, to compare with.
+    - `start`, `start_passes`: what all models of a seed begin with, as for the study of objectives.
     - `latent_dim`, `hidden`, `batch`, `lr`: of the models and their training, under a one-cycle schedule.
     - `draws`: how often the training images are gone through to measure a loss.
     - `largest_error`: the most that the standard error of a difference of losses may be, in nats.
@@ -53,6 +55,8 @@ class Plan(Common):
     passes: int = 800
     again: int = 2
     against: float = 2.0
+    start: float = 0.0
+    start_passes: int = 100
     latent_dim: int = 8
     hidden: tuple[int, ...] = (64,)
     batch: int = 100
@@ -76,6 +80,8 @@ class Plan(Common):
         for name in self.estimators:
             checks.choice("an estimator", name, (*MINIBATCH, DISCRIMINATOR))
         convergence.accept_against(self.passes, self.against)
+        checks.not_negative("start", self.start)
+        checks.whole("start_passes", self.start_passes)
         if not 2 <= self.again <= len(self.seeds):
             raise ValueError("errors need at least two seeds, also of those that are trained again")
 
@@ -85,7 +91,7 @@ def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset, images=None if dataset == "digits" else 3000)
     if dataset in ("mnist", "glyphs"):
         # Wider networks learn so few images by heart, and their losses go on falling however long they are trained.
-        full = full.changed(passes=300, against=0.5, hidden=(64,), latent_dim=10, lr=4e-3)
+        full = full.changed(passes=300, against=0.5, hidden=(64,), latent_dim=10, lr=1e-2, start=0.1)
         full = full.changed(draws=2, largest_error=0.25, seeds=(0, 1, 2, 3, 4), again=5)
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
@@ -122,12 +128,15 @@ def _beta(beta: float) -> str:
 def run(plan: Plan, lab: Lab) -> Record:
     rows = rows_of(plan)
     exact = {name: row for name, row in rows.items() if not name.endswith(tuple(f", {each}" for each in plan.estimators))}
-    names = ("dataset", "binarize", "images", "latent_dim", "hidden", "batch", "lr", "draws")
+    names = ("dataset", "binarize", "images", "start", "start_passes", "latent_dim", "hidden", "batch", "lr", "draws")
     common = {name: plan.settings[name] for name in names} | {"under": exact}
+    alike: dict[Any, dict[str, Any]] = {}  # what differs in numbers only is trained together
+    for name, (kind, settings) in rows.items():
+        alike.setdefault((kind, settings.get("estimator")), {})[name] = kind, settings
     cells = [
-        {"objective": name, "kind": kind, "settings": settings, "passes": passes, "seeds": seeds} | common
+        {"rows": each, "passes": passes, "seeds": seeds} | common
         for passes, seeds in convergence.trained(plan).items()
-        for name, (kind, settings) in rows.items()
+        for each in alike.values()
     ]
     found = lab.map(train, cells, "weights")
     frame = pd.DataFrame(
@@ -155,23 +164,32 @@ def train(
     batch: int,
     lr: float,
     draws: int,
+    start: float,
+    start_passes: int,
     under: dict[str, Any],
-    objective: str,
-    kind: str,
-    settings: dict[str, Any],
+    rows: dict[str, Any],
     passes: int,
     seeds: list[int],
     store: str | None,
     device: str,
 ) -> dict[str, Any]:
-    """The models of one objective, one for each seed: their losses under the exact objectives, and their terms."""
+    """The models of some objectives, one for each seed: their losses under the exact objectives, and their terms."""
     ds = load(dataset, binarize, images)
     make = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
-    config = schedule(ds, passes, batch, lr, device)
-    own = objectives.NAMED[kind](**settings)
-    runs = sweep(lambda: models.VAE(**make), ds, objectives=[own], seeds=seeds, config=config, store=store)
-    kinds = {name: objectives.NAMED[each](**more) for name, (each, more) in under.items()}
-    return {"rows": [row | {"objective": objective} for each in runs for row in measured(each, ds.train, kinds, batch, draws)]}
+    own, kinds = (
+        {name: objectives.NAMED[kind](**settings) for name, (kind, settings) in each.items()} for each in (rows, under)
+    )
+    how: Any = {"seeds": seeds, "store": store}
+    begin = begun(partial(models.VAE, **make), ds, start, schedule(ds, start_passes, batch, lr, device), how)
+    runs = sweep(begin, ds, objectives=[*own.values()], config=schedule(ds, passes, batch, lr, device), **how)
+    names = [name for name in own for _ in seeds]
+    return {
+        "rows": [
+            row | {"objective": name}
+            for name, each in zip(names, runs, strict=True)
+            for row in measured(each, ds.train, kinds, batch, draws)
+        ]
+    }
 
 
 def costs(frame: Any, weight: float) -> Any:

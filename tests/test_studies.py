@@ -634,32 +634,43 @@ def test_a_chapter_gets_the_record_or_the_experiment_run_now(tmp_path, monkeypat
     json.dumps(now.plan)
 
 
-def test_objectives_begin_with_one_model_where_a_plan_says_so(monkeypatch):
+@pytest.mark.parametrize("name", ["objectives", "weights"])
+def test_objectives_begin_with_one_model_where_a_plan_says_so(name, monkeypatch):
     """The weights that the second of the two sweeps is given are those that the first one ended with, for every objective."""
-    module, begun, ended = studies.study("objectives"), [], []
+    module, sweeps = studies.study(name), []
     sweep = module.sweep
 
+    def flat(model):
+        return torch.cat([value.detach().clone().flatten() for value in model.parameters()])
+
     def watched(make, *args, **settings):
+        begun = []
+
         def noted():
             model = make()
-            begun.append(torch.cat([value.detach().clone().flatten() for value in model.parameters()]))
+            begun.append(flat(model))
             return model
 
         runs = sweep(noted, *args, **settings)
-        ended.append([torch.cat([value.detach().flatten() for value in run.model.parameters()]) for run in runs])
+        sweeps.append((torch.stack(begun), torch.stack([flat(run.model) for run in runs])))
         return runs
 
     monkeypatch.setattr(module, "sweep", watched)
+    monkeypatch.setattr(studies.study("objectives"), "sweep", watched)  # which makes what they begin with
     names = ["VAE", "β-VAE, β = 2"]
-    common = {"dataset": "digits", "binarize": "default", "images": 100, "rows": names, "latent_dim": 2, "hidden": [8]}
+    common = {"dataset": "digits", "binarize": "default", "images": 100, "latent_dim": 2, "hidden": [8]}
     common |= {"batch": 50, "lr": 1e-2, "draws": 1, "passes": 1, "seeds": [0, 1], "store": None, "device": "cpu"}
-    for name in names:
-        module.train(**common, objective=name, start=0.1, start_passes=2)
-    first, second = (torch.stack(begun[4 * i + 2 : 4 * i + 4]) for i in range(2))
-    assert torch.equal(first, torch.stack(ended[0]))
-    assert torch.equal(second, first)
-    assert not torch.equal(ended[1][0], ended[3][0])
-    begun.clear()
-    module.train(**common, objective="VAE", start=0.0, start_passes=2)
-    assert len(begun) == 2
-    assert not torch.equal(torch.stack(begun), first)
+    both = {one: ("beta_vae", {"beta": beta}) for one, beta in zip(names, (1.0, 2.0), strict=True)}
+    # One objective in each call, or those in one call that differ in numbers only.
+    calls = [{"rows": both, "under": both}] if name == "weights" else [{"rows": names, "objective": one} for one in names]
+    rows = [row for own in calls for row in module.train(**common, **own, start=0.1, start_passes=2)["rows"]]
+    told = [(row["objective"], row["seed"]) for row in rows if row["quantity"] == "rate"]
+    assert told == [(one, seed) for one in names for seed in (0, 1)]
+    start = sweeps[0][1]
+    begun, ended = (torch.cat(each) for each in zip(*sweeps[1::2], strict=True))
+    assert torch.equal(begun, torch.cat([start, start]))
+    assert not torch.equal(ended[:2], ended[2:])
+    sweeps.clear()
+    module.train(**common, **calls[0], start=0.0, start_passes=2)
+    [(fresh, _)] = sweeps
+    assert not torch.equal(fresh[:2], start)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Pairs (z, component) of a tile, at most. Three tiles are at work at a time, 1.5 MiB in float32.
-_TILE = 1 << 17
+# Pairs (z, component) of a tile, at most. Three tiles are at work at a time, 1.5 MiB in float32. On another device a tile is
+# as large as its memory allows: there, to begin an operation takes longer than to write and read so little.
+_TILE, _ELSEWHERE = 1 << 17, 1 << 24
 
 # Terms are nothing from e⁻⁵⁰ of the largest on, less than float64 holds: the exponentials of far negative numbers, of −∞ too,
 # are many times slower than others, and so is all that is done with such small ones. Nothing, and not that little: in a
@@ -110,7 +111,7 @@ class Mixture(torch.autograd.Function):
 
 
 class _Tiles:
-    """The pairs of z (m, k, batch) with the components (m, k, n) in parts of at most `_TILE`, in memory that is used again.
+    """The pairs of z (m, k, batch) with the components (m, k, n) in parts of one size, in memory that is used again.
 
     A tile has some rows of the batch; then as many latents as there is room for; and, with all of those, models. So what is
     summed over does not depend on how many models there are.
@@ -121,10 +122,11 @@ class _Tiles:
         self.precision = std.reciprocal()
         constant = -std.log() - 0.5 * math.log(2 * math.pi)
         self.columns, self.components = z.unsqueeze(-1), [x.unsqueeze(-2) for x in (mean, self.precision, constant)]
-        self.rows = -(-self.batch // -(-self.batch * self.n // _TILE))
-        self.latents = min(self.k, max(1, _TILE // (self.rows * self.n)))
+        tile = _TILE if z.device.type == "cpu" else _ELSEWHERE
+        self.rows = -(-self.batch // -(-self.batch * self.n // tile))
+        self.latents = min(self.k, max(1, tile // (self.rows * self.n)))
         size = self.latents * self.rows * self.n
-        self.models = min(self.m, max(1, _TILE // size)) if self.latents == self.k else 1
+        self.models = min(self.m, max(1, tile // size)) if self.latents == self.k else 1
         self.buffers = [z.new_empty(self.models * size) for _ in range(2)]
 
     def outer(self) -> Iterator[tuple[slice, slice]]:
