@@ -17,6 +17,7 @@ _LATER = [
     ("unclaimed", []),
     ("start", 0.0),
     ("start_passes", 100),
+    ("margin", 0.0),
 ]  # what records were made with before there were such fields
 
 

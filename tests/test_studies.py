@@ -326,6 +326,15 @@ def test_the_cross_table_passes_where_each_model_is_best_and_fails_where_one_is_
     assert convergence.cross_table(losses(noise=1.0, excess=50.0))[1].passed  # a quarter of the difference is little enough
     # Within error of as good is good enough: no order is claimed.
     assert convergence.cross_table(losses(noise=0.05, excess=0.0))[1].passed
+    behind = losses(excess=-0.05)
+    table, strict = convergence.cross_table(behind)
+    assert not strict.passed
+    allowed = convergence.cross_table(behind, margin=0.1)[1]
+    assert allowed.passed
+    assert "0.1 nats" in allowed.name
+    assert allowed.found.startswith(f"{(table['value'] < 0).sum()} of 6 are behind")
+    assert not convergence.cross_table(losses(excess=-0.2), margin=0.1)[1].passed
+    assert convergence.cross_table(losses(), margin=0.1)[1].found.startswith("0 of 6")
     with pytest.raises(ValueError, match="with each seed"):
         convergence.cross_table(losses().iloc[1:])
 

@@ -85,7 +85,7 @@ def test_what_an_estimate_costs_is_the_loss_under_the_exact_objective_beyond_the
     assert set(found["quantity"]) == {"cost"}
 
 
-@pytest.mark.parametrize(("later", "passed"), [(23.6, True), (23.0, False)])
+@pytest.mark.parametrize(("later", "passed"), [(23.6, True), (23.0, False), (29.0, False)])
 def test_what_is_claimed_at_equal_information_must_not_move_after_twice_the_passes(later, passed):
     """What moves is the line beside the model, by less than matters to what β does. And a model without a line is no claim."""
 
@@ -95,9 +95,14 @@ def test_what_is_claimed_at_equal_information_must_not_move_after_twice_the_pass
         others = {"6 on correlation": terms(4.0, total_correlation=27.5) | own, "2 on information": terms(6.0, distortion=2.0)}
         return frame_of(line | others).assign(passes=passes, split="train", stderr=np.nan, n=10)
 
-    check = study._compared(Plan(seeds=(0, 1), again=2, passes=4), pd.concat([after(24.0, 4), after(later, 8)]))
+    plan, both = Plan(seeds=(0, 1), again=2, passes=4), pd.concat([after(24.0, 4), after(later, 8)])
+    [check] = study._compared(plan, both)
     assert check.passed == passed, check.found
-    assert passed or "at equal information, total_correlation 6 on correlation: +1" in check.found
+    assert passed or "at equal information, total_correlation 6 on correlation: " in check.found
+    # Claimed by its side alone it may grow, and must not turn.
+    sizes, sides = study._compared(plan.changed(sides=("6 on correlation",)), both)
+    assert "6 on correlation" not in sizes.found
+    assert sides.passed == ((27.5 - later) * (27.5 - 24.0) > 0), sides.found
 
 
 @pytest.mark.parametrize(
@@ -110,6 +115,8 @@ def test_what_is_claimed_at_equal_information_must_not_move_after_twice_the_pass
         ({"estimated": 5.0}, "estimated must be one of correlation"),
         ({"estimators": ("exactly",)}, "an estimator must be one of"),
         ({"again": 1}, "at least two seeds"),
+        ({"margin": -0.1}, "margin must be"),
+        ({"sides": ("6 on corelation",)}, "one of sides must be one of"),
     ],
 )
 def test_a_plan_refuses_in_one_line(values, said):
