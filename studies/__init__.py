@@ -23,7 +23,7 @@ from studies.record import Record, read
 
 NAMES = (
     *("failures", "objectives", "weights", "curve", "decoders", "spectra", "sigma", "collapse"),
-    *("multi_beta", "page_model", "samplers", "ladder", "third_axis", "disentanglement"),
+    *("multi_beta", "page_model", "samplers", "priors", "ladder", "third_axis", "disentanglement"),
 )
 
 __all__ = ["NAMES", "Lab", "Plan", "Record", "beside", "load", "study"]

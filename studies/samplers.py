@@ -183,20 +183,20 @@ def draw(
     place: dict[str, Any] = {"seed": seed, "split": "test"}
     for (objective, name), sampler in made.items():
         features = extract(sampler.sample(drawn, torch.Generator().manual_seed(seed)))
-        estimates = _compared(features, real, neighbours, nearest, resamplings, seed) | _rate(sampler, ds.test, draws, seed)
+        estimates = compared(features, real, neighbours, nearest, resamplings, seed) | _rate(sampler, ds.test, draws, seed)
         rows += [
             results.row_of(quantity, each, objective=objective, beta=beta, sampler=name, **place)
             for quantity, each in estimates.items()
         ]
     with training.seeded(seed):
         floor = extract(whole.draw(whole.train[torch.randperm(len(whole.train))[:drawn]]))
-    for quantity, each in _compared(floor, real, neighbours, nearest, resamplings, seed).items():
+    for quantity, each in compared(floor, real, neighbours, nearest, resamplings, seed).items():
         rows.append(results.row_of(quantity, each, objective=NONE, sampler=FLOOR, **place))
     rows.append(results.row_of("accuracy", Estimate(extract.accuracy, n=len(real)), objective=NONE, sampler=FLOOR, **place))
     return {"rows": rows}
 
 
-def _compared(features: Any, real: Any, neighbours: int, nearest: int, resamplings: int, seed: int) -> dict[str, Estimate]:
+def compared(features: Any, real: Any, neighbours: int, nearest: int, resamplings: int, seed: int) -> dict[str, Estimate]:
     """Fréchet distance to the test images, with its error over samples; precision, recall, density and coverage."""
     distance = metrics.frechet_distance(features, real, n_bootstrap=resamplings, seed=seed).estimate()
     shares = metrics.coverage(real[:nearest], features[:nearest], k=neighbours).estimates()
