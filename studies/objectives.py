@@ -27,6 +27,7 @@ from studies.record import Record
 QUESTION = "What does each published objective do to the terms of the ELBO, once trained to convergence?"
 CHAPTER = "02_four_terms"
 DATASETS = ("digits", "mnist", "glyphs")
+APART = 2000  # training images, at most, that a model is taken apart on: of so many log N is what information can be
 TERMS = ("distortion", "rate", "mutual_information", "marginal_kl", "total_correlation", "dimension_kl")
 
 
@@ -186,13 +187,16 @@ def begun(
 
 
 def measured(run: Any, x: Tensor, kinds: dict[str, Any], batch: int, draws: int) -> list[dict[str, Any]]:
-    """Rows of one model on training images: its losses under some objectives, its terms, and how far E z² is from 1."""
+    """Rows of one model on training images: its losses under some objectives, its terms on some, and how far E z² is from 1."""
     values = {f"loss under {name}": loss(run.model, kind, x, batch, draws) for name, kind in kinds.items()}
-    terms = estimators.decompose(run.model, x[: max(2000, batch)], n_samples=4)
+    some = x[: max(APART, batch)]
+    terms = estimators.decompose(run.model, some, n_samples=4)
     values |= {name: getattr(terms, name) for name in TERMS}
     values["second_moment"] = (estimators.moments(run.model, x).second_moment - 1).abs().max().item()
-    place = {"seed": run.config.seed, "split": "train", "stderr": None, "n": len(x)}
-    return [place | {"quantity": name, "value": value} for name, value in values.items()]
+    place = {"seed": run.config.seed, "split": "train", "stderr": None}
+    return [
+        place | {"n": len(some if name in TERMS else x), "quantity": name, "value": value} for name, value in values.items()
+    ]
 
 
 def likelihood(ds: data.Dataset) -> dict[str, Any]:
