@@ -85,10 +85,11 @@ def plan(dataset: str, budget: str) -> Plan:
     # Exact terms cost images × images × latents in each pass: of larger data sets a part is used.
     full = Plan(dataset=dataset, images=None if dataset == "digits" else 3000)
     if dataset in ("mnist", "glyphs"):
-        # Wider networks learn so few images by heart, and their losses go on falling however long they are trained. A weight
-        # on a term that is sampled costs a percent or two of the passes: its own model may be so much behind the ELBO's.
+        # Wider networks learn so few images by heart, and their losses go on falling however long they are trained.
         full = full.changed(passes=300, against=0.5, hidden=(64,), latent_dim=10, lr=1e-2, start=0.1)
-        full = full.changed(draws=2, largest_error=0.5, margin=0.1, seeds=(0, 1, 2, 3, 4), again=5)
+        full = full.changed(draws=2, largest_error=0.5, seeds=(0, 1, 2, 3, 4), again=5)
+    if dataset == "mnist":  # found to be needed: under a weight on information by .03 nats
+        full = full.changed(margin=0.1)
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if budget == "quick":

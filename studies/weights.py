@@ -99,8 +99,10 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset in ("mnist", "glyphs"):
         # Wider networks learn so few images by heart, and their losses go on falling however long they are trained.
         full = full.changed(passes=300, against=0.5, hidden=(64,), latent_dim=10, lr=1e-2, start=0.1)
-        full = full.changed(draws=2, largest_error=0.25, margin=0.1, seeds=(0, 1, 2, 3, 4), again=5)
+        full = full.changed(draws=2, largest_error=0.25, seeds=(0, 1, 2, 3, 4), again=5)
         full = full.changed(sides=(f"6 on correlation, {DISCRIMINATOR}",))
+    if dataset == "mnist":  # found to be needed: under a weight on information by .03 nats
+        full = full.changed(margin=0.1)
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if budget == "quick":
