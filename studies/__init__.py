@@ -16,17 +16,19 @@ A chapter reads `studies.load("NAME", dataset=dataset, budget=budget)`. Each stu
 import importlib
 from typing import Any
 
-from nbvae import checks
+from nbvae import checks, training
 from studies.lab import Lab
 from studies.plan import BUDGETS, Plan
 from studies.record import Record, read
 
 NAMES = (
-    *("failures", "objectives", "weights", "curve", "decoders", "spectra", "sigma", "collapse"),
+    *("failures", "objectives", "sampled", "weights", "curve", "decoders", "spectra", "sigma", "collapse"),
     *("multi_beta", "page_model", "samplers", "priors", "ladder", "third_axis", "disentanglement"),
 )
 
-__all__ = ["NAMES", "Lab", "Plan", "Record", "beside", "load", "study"]
+KEPT = ".studies"  # the folder for what a reader runs, in the current one: the command's default too
+
+__all__ = ["KEPT", "NAMES", "Lab", "Plan", "Record", "beside", "load", "study"]
 
 
 def study(name: str) -> Any:
@@ -46,7 +48,9 @@ def load(name: str, dataset: str = "digits", budget: str = "recorded", lab: Lab 
     - `dataset`: a name that `data.load` knows, or the path of an .npz.
     - `budget`: "recorded" reads the record, and where there is none for this data set and these settings runs the quick plan
       now; "full", "quick" and "smoke" run that plan now.
-    - `lab`: where it is run; by default in this process, and nothing is kept.
+    - `lab`: where it is run; by default in this process. What has finished is kept in the folder `.studies` of the current
+      one, if it can be written, and is not computed again: a run that is stopped goes on there. A bar shows the progress where
+      a person watches.
     - `settings`: fields of the plan to change, such as `seeds=(0, 1)`.
 
     Raises `ValueError`, in one line, for an unknown study, budget, data set or setting.
@@ -60,7 +64,15 @@ def load(name: str, dataset: str = "digits", budget: str = "recorded", lab: Lab 
     if budget == "recorded" and (found := _recorded(name, dataset, settings)):
         return found
     plan = module.plan(dataset, "quick" if budget == "recorded" else budget).changed(**settings)
-    return module.run(plan, Lab() if lab is None else lab)
+    return module.run(plan, _here() if lab is None else lab)
+
+
+def _here() -> Lab:
+    """This process as a lab that keeps what it can."""
+    try:
+        return Lab(KEPT, watched=training.watched())
+    except ValueError:  # nothing can be written here
+        return Lab(watched=training.watched())
 
 
 def beside(name: str, dataset: str) -> dict[str, Record]:

@@ -45,6 +45,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the plan: dataset=mine.npz seeds=0,1"
     )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all rows that were found to this file")
     parser.add_argument("--record", action="store_true", help="write book/recorded/NAME.json, unless it is there for this plan")
     parser.add_argument("--again", action="store_true", help="with --record: also where the plan is the recorded one")
     parser.add_argument(
@@ -52,9 +53,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dask", metavar="ADDRESS", help="the scheduler of a Dask cluster to run on")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--store", type=Path, default=Path(".studies"), help="folder of finished results and checkpoints")
+    parser.add_argument("--store", type=Path, default=Path(studies.KEPT), help="folder of finished results and checkpoints")
     options = parser.parse_args(arguments)
     options.plan = options.plan or ("full" if options.record else "quick")
+    if options.csv and (options.name in (None, "all") or options.record):
+        parser.error("--csv goes with one study, and without --record")
     if options.record and options.plan != "full":
         parser.error("what is recorded is the full plan: leave --plan out")
     return options
@@ -83,7 +86,11 @@ def run(name: str, plan: Any, lab: Lab, options: argparse.Namespace) -> None:
     known = record.read(name, plan.dataset) if options.record and not options.again else None
     if known is not None and known.hash == plan.hash and known.passed:
         return print(f"{name} on {plan.dataset} is recorded ({known.date}): --again runs it all the same")
+    if options.csv:  # refused before anything is trained
+        _writable(options.csv)
     found = studies.study(name).run(plan, lab)
+    if options.csv:
+        found.frame.to_csv(options.csv, index=False)
     print(f"{name} on {plan.dataset}, {options.plan} plan, {seconds(found.notes):.0f} s of compute")
     print(found.said)
     for check in found.checks:
@@ -93,6 +100,14 @@ def run(name: str, plan: Any, lab: Lab, options: argparse.Namespace) -> None:
     if options.record:
         record.write(found)
         print(f"recorded in {os.path.relpath(record.RECORDED / f'{name}.json')}")
+
+
+def _writable(path: Path) -> None:
+    """Refuse a file that cannot be written."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {checks.line(error.strerror)}") from None
 
 
 def table() -> None:

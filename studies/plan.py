@@ -88,6 +88,21 @@ def load(dataset: str, binarize: str | None = "default", images: int | None = No
     return whole if images is None else whole.first(min(images, len(whole.train)))
 
 
+def accept_labels(ds: data.Dataset) -> None:
+    """Refuse data whose images cannot be compared in the features of a classifier of their own labels.
+
+    What trains the classifier comes later: `metrics.classifier`, which keeps it in the user's cache.
+    """
+    labels, least = ds.train_labels, 33  # more images than the classifier has features
+    if labels is None or ds.test_labels is None or len(labels.unique()) < 2:
+        raise ValueError(
+            f"dataset {ds.name} needs labels, for samples are compared in the features of a classifier: save train_labels and"
+            " test_labels, of two kinds or more, in the .npz"
+        )
+    if len(ds.test) < least:
+        raise ValueError(f"dataset {ds.name} has {len(ds.test)} test examples: samples are compared with at least {least}")
+
+
 def _read(name: str, hint: Any, value: Any) -> Any:
     """A field's value by its annotation, from a text too."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

@@ -22,7 +22,7 @@ from studies import convergence
 from studies.lab import Lab, sweep
 from studies.objectives import likelihood, schedule
 from studies.plan import Plan as Common
-from studies.plan import load
+from studies.plan import accept_labels, load
 from studies.record import Record
 from studies.samplers import compared
 from studies.third_axis import Rescaled
@@ -103,7 +103,9 @@ def plan(dataset: str, budget: str) -> Plan:
 
 
 def run(plan: Plan, lab: Lab) -> Record:
-    metrics.classifier(load(plan.dataset, plan.binarize))  # refuses data without labels; later calls find it in the cache
+    labelled = load(plan.dataset, plan.binarize)
+    accept_labels(labelled)
+    metrics.classifier(labelled)  # later calls find it in the cache
     common = {
         name: value
         for name, value in plan.settings.items()

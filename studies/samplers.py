@@ -20,7 +20,7 @@ from studies import convergence
 from studies.lab import Lab, sweep
 from studies.objectives import likelihood, schedule
 from studies.plan import Plan as Common
-from studies.plan import accept_ladder, load
+from studies.plan import accept_labels, accept_ladder, load
 from studies.record import Record
 from studies.third_axis import Rescaled
 
@@ -99,7 +99,9 @@ def plan(dataset: str, budget: str) -> Plan:
 
 
 def run(plan: Plan, lab: Lab) -> Record:
-    metrics.classifier(load(plan.dataset, plan.binarize))  # refuses data without labels; later calls find it in the cache
+    labelled = load(plan.dataset, plan.binarize)
+    accept_labels(labelled)
+    metrics.classifier(labelled)  # later calls find it in the cache
     common = {name: value for name, value in plan.settings.items() if name not in ("passes", "again", "seeds")}
     every = {2 * plan.passes: plan.seeds[: plan.again], plan.passes: plan.seeds}  # the longest first
     cells = [{"seed": seed, "passes": passes} | common for passes, seeds in every.items() for seed in seeds]

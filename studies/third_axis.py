@@ -28,7 +28,7 @@ from studies import convergence
 from studies.lab import Lab, sweep
 from studies.objectives import likelihood, loss, schedule
 from studies.plan import Plan as Common
-from studies.plan import load
+from studies.plan import accept_labels, load
 from studies.record import Record
 
 QUESTION = "What do rate and distortion not see of a model, and what does sampling from its prior cost?"
@@ -163,7 +163,9 @@ def published(latent_dim: int) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def run(plan: Plan, lab: Lab) -> Record:
-    metrics.classifier(load(plan.dataset, plan.binarize))  # refuses data without labels; later calls find it in the cache
+    labelled = load(plan.dataset, plan.binarize)
+    accept_labels(labelled)
+    metrics.classifier(labelled)  # later calls find it in the cache
     names = ("dataset", "binarize", "images", "batch", "lr", "reference", "draws")
     common = {name: plan.settings[name] for name in names}
     measured = common | {name: plan.settings[name] for name in ("components", "drawn")}
