@@ -65,6 +65,8 @@ class Plan(Common):
       sweep (benchmarks/speed.py).
     - `draws`: of z for each image, to measure D; `measured`: how many images of a split at most, None for all.
     - `largest_error`: the most that the standard error of a mean regret may be, in nats, unless it is at most a quarter of it.
+    - `unclaimed`: what is measured and not claimed to be on one side of zero, by how its name begins, with quantity, split,
+      objective and β, as "regret train film p=0 3".
     - `keep`: whether a model of the first kind is recorded, as "one_model".
     """
 
@@ -87,6 +89,7 @@ class Plan(Common):
     draws: int = 10
     measured: int | None = None
     largest_error: float = 0.1
+    unclaimed: tuple[str, ...] = ()
     keep: bool = False
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
 
@@ -185,6 +188,8 @@ def plan(dataset: str, budget: str) -> Plan:
             kinds=("film p=0", "gain p=0", "gates p=0", "log β alone p=0"),
             points=(4,),
         )
+    if dataset == "mnist":  # found to be needed: there twice the passes turn the side
+        full = full.changed(unclaimed=("regret train film p=0 3",))
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     short = full.changed(kinds=(full.kinds[0], "gates p=0"), lrs=full.lrs[1:2], draws=1, seeds=(0, 1), again=2, search=1)
@@ -199,14 +204,17 @@ def run(plan: Plan, lab: Lab) -> Record:
     every = searched(plan, lab)
     frame = compared(plan, every, 1, plan.seeds)
     longer = compared(plan, every, 2, plan.seeds[: plan.again])
+    # Beside the regret of the first kind, which is what is claimed there, a quarter of it does not matter.
+    own = claims_of(plan, frame).get(("train", plan.kinds[0]))
+    largest = plan.largest_error if own is None else convergence.allowed(own, plan.largest_error)
     return Record.of(
         __name__,
         plan,
         lab,
         frame.to_dict("records"),
         checks=[
-            _crossed(plan, frame, DEDICATED, "the β-VAEs"),
-            _crossed(plan, frame, plan.kinds[0], "one model's views"),
+            _crossed(plan, frame, DEDICATED, "the β-VAEs", largest),
+            _crossed(plan, frame, plan.kinds[0], "one model's views", largest),
             *_checks(plan, {plan.passes: frame, 2 * plan.passes: longer}),
         ],
         said=_said(plan, frame, longer),
@@ -548,18 +556,23 @@ def _checks(plan: Plan, frames: Mapping[int, Any]) -> list[convergence.Check]:
     both = both[both["seed"].isin(some)].merge(pd.DataFrame(limits))
     keys = ["split", "objective", "beta"]
     clear = convergence.clear(sides(plan, frames[plan.passes]), ["quantity", *keys])[["quantity", *keys]].drop_duplicates()
+    named = clear[["quantity", *keys]].agg(" ".join, axis=1)
+    clear = clear[~named.str.startswith(plan.unclaimed)] if plan.unclaimed else clear
     on: Any = pd.concat([sides(plan, frame).merge(clear).assign(passes=passes) for passes, frame in frames.items()])
+    one_side = convergence.same_side(on[on["seed"].isin(some)], keys)
+    if plan.unclaimed:
+        one_side = replace(one_side, found=f"{one_side.found}; not claimed are {', '.join(plan.unclaimed)}")
     return [
         convergence.errors({f"{name}, {split}": claim for (split, name), claim in claims.items()}, plan.largest_error),
         convergence.twice(both, keys),
-        convergence.same_side(on[on["seed"].isin(some)], keys),
+        one_side,
     ]
 
 
-def _crossed(plan: Plan, frame: Any, objective: str, whose: str) -> convergence.Check:
+def _crossed(plan: Plan, frame: Any, objective: str, whose: str, largest_error: float) -> convergence.Check:
     """Trainings or views of several β, each under D + βR of every other, on the training images."""
     mine = frame[(frame["objective"] == objective) & (frame["split"] == "train")]
-    check = convergence.cross_table(convergence.under_others(mine, plan.betas), plan.largest_error)[1]
+    check = convergence.cross_table(convergence.under_others(mine, plan.betas), largest_error)[1]
     return replace(check, name=f"of {whose}, {check.name}")
 
 

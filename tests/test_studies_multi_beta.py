@@ -244,6 +244,22 @@ def test_twice_the_passes_may_move_the_sizes_of_the_others_and_no_side(later, pa
     assert "of 10 claims" in checks[2].found
 
 
+def test_a_side_that_turns_is_a_failure_unless_the_plan_says_that_it_is_not_claimed():
+    low = FIRST | {"film p=0, compute of 4 β-VAEs": 0.1}
+    first, longer = shifted(low), shifted(low)
+    mine = (longer["split"] == "train") & (longer["objective"] == "film p=0") & (longer["beta"] == 2.0)
+    longer.loc[mine, "value"] -= 2.5
+    frames = {400: first, 800: longer[longer["seed"] < 3]}
+    turned = study._checks(CHECKED, frames)[2]
+    assert not turned.passed
+    assert "of 10 claims the nearest to zero is regret train film p=0 2:" in turned.found
+    assert not study._checks(CHECKED.changed(unclaimed=("regret train film p=0 0.5",)), frames)[2].passed
+    left_out = study._checks(CHECKED.changed(unclaimed=("regret train film p=0 2",)), frames)[2]
+    assert left_out.passed
+    assert "of 9 claims" in left_out.found
+    assert "not claimed are regret train film p=0 2" in left_out.found
+
+
 def test_what_is_not_clear_of_zero_is_no_claim_and_may_vanish():
     first, longer = shifted(FIRST), shifted(FIRST, barely=(0.0, 0.0, 0.0, 0.0))
     checks = study._checks(CHECKED, {400: first, 800: longer[longer["seed"] < 3]})
@@ -403,7 +419,7 @@ def test_points_of_a_convex_curve_pass_the_cross_table_and_swapped_ones_do_not()
             for seed in (0, 1)
             for name, value in (("rate", rate), ("distortion", math.exp(-rate)))
         ]
-        return study._crossed(Plan(betas=betas), pd.DataFrame(points), "β-VAE", "all").passed
+        return study._crossed(Plan(betas=betas), pd.DataFrame(points), "β-VAE", "all", 0.1).passed
 
     best = tuple(-math.log(beta) for beta in betas)
     assert passed(best)
