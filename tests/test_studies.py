@@ -643,6 +643,38 @@ def test_a_chapter_gets_the_record_or_the_experiment_run_now(tmp_path, monkeypat
     json.dumps(now.plan)
 
 
+def test_a_study_that_is_run_now_is_kept_in_the_current_folder_where_it_can_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "KEPT", ".studies")
+    monkeypatch.chdir(tmp_path)
+    first = studies.load("sampled", budget="smoke")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / ".studies" / "results").iterdir()}
+    assert len(kept) == 4
+    module = studies.study("sampled")
+    monkeypatch.setattr(module, "sweep", None)  # what is kept is not trained again
+    again = studies.load("sampled", budget="smoke")
+    pd.testing.assert_frame_equal(first.frame, again.frame)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(studies, "KEPT", "/dev/null/x")  # cannot be written
+    assert studies.load("sampled", budget="smoke").live
+
+
+def test_all_rows_of_a_study_can_be_had_as_a_table(tmp_path, capsys):
+    to = tmp_path / "rows.csv"
+    command = ["sampled", "--plan", "smoke", "--workers", "0", "--store", str(tmp_path / "lab"), "--csv"]
+    main([*command, str(to)])
+    rows = pd.read_csv(to)
+    assert len(rows) == 4
+    assert {"study", "dataset", "objective", "seed", "quantity", "value"} <= {*rows}
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path / "nosuch" / "rows.csv")])
+    assert "cannot be written" in capsys.readouterr().err
+    for wrong in (["all"], ["sampled", "--record"], []):
+        with pytest.raises(SystemExit):
+            main([*wrong, "--csv", str(to)])
+
+
 @pytest.mark.parametrize("name", ["objectives", "weights"])
 def test_objectives_begin_with_one_model_where_a_plan_says_so(name, monkeypatch):
     """The weights that the second of the two sweeps is given are those that the first one ended with, for every objective."""
