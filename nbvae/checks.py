@@ -221,12 +221,13 @@ def short(value: Any) -> str:
 
 
 def line(text: object) -> str:
-    """The first line of a text, at most 150 characters of it: what an error can pass on of another.
+    """The first line of a text, at most 400 characters of it: what an error can pass on of another.
 
-    >>> line("no such file\\nmore")
-    'no such file'
+    >>> line("no such file\\nmore"), len(line("no such file, " * 100))
+    ('no such file', 400)
     """
-    return str(text).strip().partition("\n")[0][:150]
+    said = str(text).strip().partition("\n")[0]
+    return said if len(said) <= 400 else f"{said[:398]} …"
 
 
 def _scalar(value: Any) -> Any:
