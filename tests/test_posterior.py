@@ -402,20 +402,35 @@ def test_pairs_with_leading_models_are_torchs_densities():
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_terms_and_gradients_under_vmap_are_those_of_each_model():
-    z, mean, std = torch.randn(3, 6, 2), torch.randn(3, 6, 2), torch.rand(3, 6, 2) + 0.1
-    z, mean, std = (part.double() for part in (z, mean, std))
-    weights = posterior.log_weights("stratified", 6, 30, z)
-    slopes = torch.func.vmap(torch.func.grad(own_terms, (0, 1, 2)), (0, 0, 0, None))(z, mean, std, weights)
-    values = torch.func.vmap(own_terms, (0, 0, 0, None))(z, mean, std, weights)
-    shared = torch.func.vmap(own_terms, (0, None, None, None))(z, mean[0], std[0], weights)  # the components of one
-    for m in range(3):
-        torch.testing.assert_close(values[m], plain_terms(z[m], mean[m], std[m], weights))
-        torch.testing.assert_close(shared[m], plain_terms(z[m], mean[0], std[0], weights))
-        exact = torch.func.grad(plain_terms, (0, 1, 2))(z[m], mean[m], std[m], weights)
-        torch.testing.assert_close([slope[m] for slope in slopes], list(exact))
-    last = torch.func.vmap(own_terms, (2, 2, 2, None))(z.movedim(0, 2), mean.movedim(0, 2), std.movedim(0, 2), weights)
-    torch.testing.assert_close(last, values)
+@pytest.mark.parametrize("weight", ["a number", "of a pair"])
+def test_terms_and_gradients_under_vmap_are_those_of_each_model(weight):
+    """Also as many models as latents, whose places a weight could be taken for."""
+    for m in (3, 2):
+        z, mean, std = torch.randn(m, 6, 2), torch.randn(m, 6, 2), torch.rand(m, 6, 2) + 0.1
+        z, mean, std = (part.double() for part in (z, mean, std))
+        of_pairs = weight == "of a pair"
+        weights = posterior.log_weights("stratified", 6, 30, z) if of_pairs else torch.tensor(-math.log(6)).double()
+        slopes = torch.func.vmap(torch.func.grad(own_terms, (0, 1, 2)), (0, 0, 0, None))(z, mean, std, weights)
+        values = torch.func.vmap(own_terms, (0, 0, 0, None))(z, mean, std, weights)
+        shared = torch.func.vmap(own_terms, (0, None, None, None))(z, mean[0], std[0], weights)  # the components of one
+        each = weights if of_pairs else weights.expand(6, 6)
+        for one in range(m):
+            torch.testing.assert_close(values[one], plain_terms(z[one], mean[one], std[one], each))
+            torch.testing.assert_close(shared[one], plain_terms(z[one], mean[0], std[0], each))
+            exact = torch.func.grad(plain_terms, (0, 1, 2))(z[one], mean[one], std[one], each)
+            torch.testing.assert_close([slope[one] for slope in slopes], list(exact))
+        moved = (part.movedim(0, 2) for part in (z, mean, std))
+        torch.testing.assert_close(torch.func.vmap(own_terms, (2, 2, 2, None))(*moved, weights), values)
+
+
+def test_joint_density_alone_under_vmap_is_that_of_each_model():
+    z, mean, std = torch.randn(3, 6, 2), torch.randn(3, 7, 2), torch.rand(3, 7, 2) + 0.1
+
+    def joint(z, mean, std):
+        return posterior.log_densities(z, mean, std, -math.log(7), latents=False).joint
+
+    found = torch.func.vmap(joint)(z, mean, std)
+    torch.testing.assert_close(found, torch.stack([joint(z[m], mean[m], std[m]) for m in range(3)]))
 
 
 # Tiles of one pair, of some rows, of all rows and some latents, of all latents and some models, and of everything.

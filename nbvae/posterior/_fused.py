@@ -52,7 +52,7 @@ class Mixture(torch.autograd.Function):
             total, peak = _exponentials(share, w)
             share /= total
             sums[models, :, rows] = total.log_().add_(peak).squeeze(-1)
-        return (sums + weight.squeeze(-1), singles + weight.squeeze(-1), shares) if uniform else (sums, singles, shares)
+        return (sums + weight, singles + weight, shares) if uniform else (sums, singles, shares)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -86,7 +86,7 @@ class Mixture(torch.autograd.Function):
         by_z, by_mean, by_std = torch.zeros_like(z), torch.zeros_like(mean), torch.zeros_like(std)
         every = None if weight.shape[1:] == (1, 1) else weight.expand(len(z), z.shape[2], mean.shape[2])
         if by_singles is not None and every is None:
-            singles = singles - weight.squeeze(-1)
+            singles = singles - weight
         tiles = _Tiles(z, mean, std)
         for models, rows in tiles.outer():
             share = None if by_sums is None else shares[models, :, rows] * by_sums[models, :, rows].unsqueeze(-1)
