@@ -60,6 +60,7 @@ class Plan(Common):
     - `again`: how many of the seeds.
     - `search`: on how many of the seeds passes and learning rate are chosen; the others are trained with what is chosen.
     - `lrs`: the first learning rates to choose from.
+    - `finer`: the β of β-VAEs for which a rate between the best one and the better of its neighbours is tried as well.
     - `gain`: by how much the largest or the smallest must be better than the others for the search to go on, in nats.
     - `price`, `sweep_price`: what a step of one model costs, in steps of a β-VAE that is trained alone, and of one of four in a
       sweep (benchmarks/speed.py).
@@ -83,6 +84,7 @@ class Plan(Common):
     again: int = 6
     search: int = 3
     lrs: tuple[float, ...] = (1e-3, 2.5e-3, 6e-3)
+    finer: tuple[float, ...] = ()
     gain: float = 0.02
     price: float = 1.5
     sweep_price: float = 3.0
@@ -106,6 +108,8 @@ class Plan(Common):
             each = getattr(self, name)
             if not each or list(each) != sorted(set(each)) or each[0] <= 0:
                 raise ValueError(f"{name} must be numbers > 0, from the smallest to the largest; got {checks.short(each)}")
+        if not set(self.finer) <= set(self.betas):
+            raise ValueError(f"finer must be some of betas, {self.betas}; got {self.finer}")
         if not self.points or len(set(self.points)) < len(self.points) or min(self.points) < 1:
             raise ValueError(f"points must be different whole numbers >= 1; got {checks.short(self.points)}")
         if not 0 < self.low <= self.betas[0] or self.high < self.betas[-1] or self.low == self.high:
@@ -188,8 +192,9 @@ def plan(dataset: str, budget: str) -> Plan:
             kinds=("film p=0", "gain p=0", "gates p=0", "log β alone p=0"),
             points=(4,),
         )
-    if dataset == "mnist":  # found to be needed: there twice the passes turn the side
-        full = full.changed(unclaimed=("regret train film p=0 3",))
+    if dataset == "mnist":
+        # Found to be needed: at β = 3 twice the passes turn the side, and the β-VAE of .3 was behind that of .1.
+        full = full.changed(unclaimed=("regret train film p=0 3",), finer=(0.3,), seeds=(0, 1, 2, 3, 4, 5, 6), again=7)
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     short = full.changed(kinds=(full.kinds[0], "gates p=0"), lrs=full.lrs[1:2], draws=1, seeds=(0, 1), again=2, search=1)
@@ -204,17 +209,14 @@ def run(plan: Plan, lab: Lab) -> Record:
     every = searched(plan, lab)
     frame = compared(plan, every, 1, plan.seeds)
     longer = compared(plan, every, 2, plan.seeds[: plan.again])
-    # Beside the regret of the first kind, which is what is claimed there, a quarter of it does not matter.
-    own = claims_of(plan, frame).get(("train", plan.kinds[0]))
-    largest = plan.largest_error if own is None else convergence.allowed(own, plan.largest_error)
     return Record.of(
         __name__,
         plan,
         lab,
         frame.to_dict("records"),
         checks=[
-            _crossed(plan, frame, DEDICATED, "the β-VAEs", largest),
-            _crossed(plan, frame, plan.kinds[0], "one model's views", largest),
+            _crossed(plan, frame, DEDICATED, "the β-VAEs"),
+            _crossed(plan, frame, plan.kinds[0], "one model's views"),
             *_checks(plan, {plan.passes: frame, 2 * plan.passes: longer}),
         ],
         said=_said(plan, frame, longer),
@@ -234,6 +236,9 @@ def searched(plan: Plan, lab: Lab) -> Any:
         found = trainings(plan, lab, [(choice, first) for choice in todo], "the search")
         every = pd.concat([every, found], ignore_index=True)
         todo = list(dict.fromkeys(each for by in CHOSEN_BY.values() for each in further(every, most, plan.gain, by)))
+    if between := in_between(plan, every):
+        found = trainings(plan, lab, [(choice, first) for choice in between], "a finer search")
+        every = pd.concat([every, found], ignore_index=True)
     chosen: dict[Choice, tuple[int, ...]] = {}
     for times, seeds in ((2, plan.seeds[: plan.again]), (1, plan.seeds)):  # all seeds, where some are asked for as well
         for entrant in entrants(plan):
@@ -291,6 +296,22 @@ def further(every: Any, most: Mapping[tuple[str, float], int], gain: float, by: 
         next_one = _rounded(best / step if longer else best * step)
         found += [Choice(conditioning, member, passes, lr) for lr in sorted({float(best), next_one})]
     return found
+
+
+def in_between(plan: Plan, every: Any) -> list[Choice]:
+    """For the β-VAEs of `finer`, a rate between the best one and the better of its neighbours, for each number of passes."""
+    found = []
+    for member in plan.finer:
+        mine = every[(every["conditioning"] == DEDICATED) & (every["member"] == member)]
+        for by in CHOSEN_BY.values():
+            means = _means(mine, by)
+            for passes in (plan.passes, 2 * plan.passes):
+                losses = means[passes]
+                best = int(losses.argmin())
+                near = losses.iloc[max(best - 1, 0) : best + 2].drop(losses.index[best])
+                lr = _rounded(math.sqrt(losses.index[best] * near.idxmin()))
+                found.append(Choice(DEDICATED, member, passes, lr))
+    return list(dict.fromkeys(found))
 
 
 def beyond_edge(losses: Any, gain: float) -> float | None:
@@ -569,10 +590,10 @@ def _checks(plan: Plan, frames: Mapping[int, Any]) -> list[convergence.Check]:
     ]
 
 
-def _crossed(plan: Plan, frame: Any, objective: str, whose: str, largest_error: float) -> convergence.Check:
+def _crossed(plan: Plan, frame: Any, objective: str, whose: str) -> convergence.Check:
     """Trainings or views of several β, each under D + βR of every other, on the training images."""
     mine = frame[(frame["objective"] == objective) & (frame["split"] == "train")]
-    check = convergence.cross_table(convergence.under_others(mine, plan.betas), largest_error)[1]
+    check = convergence.cross_table(convergence.under_others(mine, plan.betas), plan.largest_error)[1]
     return replace(check, name=f"of {whose}, {check.name}")
 
 

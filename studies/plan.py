@@ -18,6 +18,7 @@ _LATER = [
     ("start", 0.0),
     ("start_passes", 100),
     ("margin", 0.0),
+    ("finer", []),
 ]  # what records were made with before there were such fields
 
 

@@ -55,6 +55,22 @@ def test_each_member_and_number_of_passes_is_searched_by_its_mean_over_seeds_and
     assert study.further(lacking, MOST, 0.1, BY) == [Choice("film", 1.0, 8, 0.005)]
 
 
+def test_a_finer_search_is_between_the_best_rate_and_the_better_of_its_neighbours():
+    plan = study.Plan(betas=(0.3, 1.0), finer=(1.0,), passes=8, search=1, again=2)
+    losses = {0.01: 3.0, 0.02: 1.0, 0.04: 2.0}
+    tried = [rows(losses, passes=8), rows({0.01: 1.0, 0.04: 2.0, 0.16: 3.0}, passes=16), rows(losses, 0.3, passes=8)]
+    every = pd.concat(tried).assign(conditioning=study.DEDICATED)
+    every = every.assign(**{name: every[BY] for name in study.CHOSEN_BY.values()})
+    expected = [Choice(study.DEDICATED, 1.0, 8, 0.028), Choice(study.DEDICATED, 1.0, 16, 0.02)]
+    assert study.in_between(plan, every) == expected
+    # What the other loss would choose is tried as well.
+    other = every.assign(**{study.CHOSEN_BY["train"]: -every[BY]})
+    assert set(expected) < set(study.in_between(plan, other))
+    assert study.in_between(plan.changed(finer=()), every) == []
+    with pytest.raises(ValueError, match="finer must be some of betas"):
+        plan.changed(finer=(2.0,))
+
+
 @pytest.mark.parametrize(
     ("few", "many", "found"),
     [

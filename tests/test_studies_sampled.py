@@ -133,3 +133,39 @@ def test_it_is_trained_as_the_objectives_are(dataset):
 def test_a_bad_plan_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         study.Plan(**changes)
+
+
+def test_what_is_not_clear_is_not_held_to_a_side(monkeypatch):
+    """The side of a cost is checked where its 95 % interval is clear of zero, at both numbers of passes, and nowhere else."""
+    plan = study.Plan(seeds=(0, 1, 2, 3), again=4, passes=2, rows=("VAE", "weight 2 on I", "DIP-VAE II"))
+
+    class Found:
+        store = None
+
+        def __init__(self, costs):
+            self.costs = costs
+
+        def map(self, _, cells, what):
+            def value(cell, under, seed):
+                drawn = cell["written"] == study.DRAWN
+                noise = (-1) ** seed * 0.001 if drawn else 0.0
+                cost = self.costs[cell["passes"]] if drawn and cell["objective"] == "VAE" else 0.0
+                return 5.0 + (cell["objective"] != under) + cost + noise
+
+            return [
+                {
+                    "rows": [
+                        {"objective": cell["objective"], "written": cell["written"], "split": "train", "quantity": "loss"}
+                        | {"stderr": None, "n": 10, "under": under, "seed": seed, "value": value(cell, under, seed)}
+                        for seed in cell["seeds"]
+                        for under in cell["rows"]
+                    ]
+                }
+                for cell in cells
+            ]
+
+    made = []
+    monkeypatch.setattr(study.Record, "of", lambda *_, checks, **__: made.append([check.passed for check in checks]))
+    for costs in ({2: 0.02, 4: 0.02}, {2: 0.02, 4: -0.02}, {2: 0.0, 4: 0.02}):
+        study.run(plan, Found(costs))
+    assert made == [[True, True, True], [True, True, False], [True, True]]
