@@ -1,5 +1,6 @@
 """The first cells of every chapter, run as a reader would with good and with bad parameters, in IPython without a kernel."""
 
+import ast
 import json
 import logging
 import re
@@ -46,6 +47,16 @@ def run(shell, chapter, injected=""):
     finally:
         log.setLevel(level)
     return result.error_in_exec, shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_every_table_is_shown(chapter):
+    """IPython shows what the last line of a cell is worth, and nothing of the lines before it."""
+    for cell in json.loads(chapter.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            for line in ast.parse("".join(cell["source"])).body[:-1]:
+                lost = isinstance(line, ast.Expr) and ast.unparse(line).startswith("notebook.table(")
+                assert not lost, f"a table of the cell {cell['id']} is not shown: give it a cell of its own"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
