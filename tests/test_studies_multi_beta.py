@@ -435,7 +435,7 @@ def test_points_of_a_convex_curve_pass_the_cross_table_and_swapped_ones_do_not()
             for seed in (0, 1)
             for name, value in (("rate", rate), ("distortion", math.exp(-rate)))
         ]
-        return study._crossed(Plan(betas=betas), pd.DataFrame(points), "β-VAE", "all", 0.1).passed
+        return study._crossed(Plan(betas=betas), pd.DataFrame(points), "β-VAE", "all").passed
 
     best = tuple(-math.log(beta) for beta in betas)
     assert passed(best)

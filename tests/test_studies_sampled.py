@@ -1,6 +1,7 @@
 """The study of objectives in two ways: that they are one, what is called the cost of draws, and how they are trained."""
 
 import logging
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -168,5 +169,5 @@ def test_what_is_not_clear_is_not_held_to_a_side(monkeypatch):
     made = []
     monkeypatch.setattr(study.Record, "of", lambda *_, checks, **__: made.append([check.passed for check in checks]))
     for costs in ({2: 0.02, 4: 0.02}, {2: 0.02, 4: -0.02}, {2: 0.0, 4: 0.02}):
-        study.run(plan, Found(costs))
+        study.run(plan, cast(Any, Found(costs)))
     assert made == [[True, True, True], [True, True, False], [True, True]]
