@@ -1,4 +1,4 @@
-"""Calls for `test_studies.py`: they must be in a module that other processes can import."""
+"""Calls for `test_studies_lab.py`: they must be in a module that other processes can import."""
 
 import os
 import signal
