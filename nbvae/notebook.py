@@ -6,6 +6,7 @@ import html
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -24,6 +25,8 @@ def begin(cells: Sequence[str]) -> None:
     - Parameters that papermill injected but the notebook does not have raise `ValueError`, with the names it has.
     - An error in this cell is shown as one line. Later cells show whole tracebacks.
     - Figures become SVG with stable identifiers, so that equal results give equal bytes.
+    - torch computes in one thread, unless OMP_NUM_THREADS says otherwise: the models are small, and on a machine that is busy
+      several threads wait for each other, for many times as long.
 
     `cells` holds the source of the cells run so far, as IPython's `In` does.
 
@@ -32,9 +35,12 @@ def begin(cells: Sequence[str]) -> None:
     ...     begin(["epochs: int = 60", "notebook.begin(In)"])
     """
     import matplotlib as mpl
+    import torch
     from IPython.core.getipython import get_ipython
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     shell = get_ipython()
     if shell is not None:
         set_matplotlib_formats("svg")

@@ -14,6 +14,7 @@ A chapter reads `studies.load("NAME", dataset=dataset, budget=budget)`. Each stu
 """
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from nbvae import checks, training
@@ -41,7 +42,14 @@ def study(name: str) -> Any:
     return importlib.import_module(f"studies.{name}")
 
 
-def load(name: str, dataset: str = "digits", budget: str = "recorded", lab: Lab | None = None, **settings: Any) -> Record:
+def load(
+    name: str,
+    dataset: str = "digits",
+    budget: str = "recorded",
+    lab: Lab | None = None,
+    otherwise: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Record:
     """What a study found: the book's record, or the same experiment run now.
 
     - `name`: one of `NAMES`. Write it out in a notebook: the builder finds the record by it.
@@ -51,7 +59,8 @@ def load(name: str, dataset: str = "digits", budget: str = "recorded", lab: Lab 
     - `lab`: where it is run; by default in this process. What has finished is kept in the folder `.studies` of the current
       one, if it can be written, and is not computed again: a run that is stopped goes on there. A bar shows the progress where
       a person watches.
-    - `settings`: fields of the plan to change, such as `seeds=(0, 1)`.
+    - `otherwise`: fields of the plan to change where no record is read, as for data of a reader's own.
+    - `settings`: fields of the plan to change, such as `seeds=(0, 1)`; a record counts only if it was made with them.
 
     Raises `ValueError`, in one line, for an unknown study, budget, data set or setting.
 
@@ -63,7 +72,7 @@ def load(name: str, dataset: str = "digits", budget: str = "recorded", lab: Lab 
     checks.choice("budget", budget, ("recorded", *BUDGETS))
     if budget == "recorded" and (found := _recorded(name, dataset, settings)):
         return found
-    plan = module.plan(dataset, "quick" if budget == "recorded" else budget).changed(**settings)
+    plan = module.plan(dataset, "quick" if budget == "recorded" else budget).changed(**{**(otherwise or {}), **settings})
     return module.run(plan, _here() if lab is None else lab)
 
 

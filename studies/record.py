@@ -113,8 +113,9 @@ class Record:
         seeds = f"{len(self.plan['seeds'])} seed{'s' if len(self.plan['seeds']) > 1 else ''}"
         if not self.live:
             return f"Recorded on {self.date}: {self.plan['dataset']}, {seeds}."
-        state = "" if self.passed else ", not converged"
-        return f"Computed now, in short trainings: {self.plan['dataset']}, {seeds}{state}. The book's are longer."
+        few = ", too few and trained too briefly for a claim" if len(self.plan["seeds"]) < 3 else ""
+        state = "" if self.passed else "; not converged"
+        return f"Computed now: {self.plan['dataset']}, {seeds}{few}{state}."
 
     def model(self, name: str) -> Any:
         """A trained model by its name; `ValueError` if there is none of that name."""

@@ -303,7 +303,7 @@ def test_a_chapter_gets_the_record_or_the_experiment_run_now(tmp_path, monkeypat
     assert not studies.load("objectives", seeds=plan.seeds).live
     now = studies.load("objectives", budget="smoke")
     assert now.live
-    assert now.note.startswith("Computed now, in short trainings: digits, 2 seeds")
+    assert now.note.startswith("Computed now: digits, 2 seeds, too few and trained too briefly for a claim")
     with pytest.raises(ValueError, match="study must be one of"):
         studies.load("nosuch")
     with pytest.raises(ValueError, match="budget must be one of"):

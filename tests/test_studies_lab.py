@@ -71,6 +71,21 @@ def test_a_damaged_result_is_made_again_and_a_setting_a_file_and_the_code_are_ot
     assert make() == 8
 
 
+def test_a_result_of_code_that_was_committed_later_takes_that_commit(tmp_path, monkeypatch):
+    def notes(commit: str, modified: bool | None, count: int):
+        monkeypatch.setattr(lab.provenance, "commit", lambda: {"commit": commit, "modified": modified})
+        made = lab.Lab(tmp_path / "lab")
+        made.map(labwork.square, cells(tmp_path, count), "squares")
+        return [(note["commit"], note["modified"]) for note in made.notes]
+
+    assert notes("first", True, 1) == [("first", True)]
+    assert notes("second", True, 1) == [("first", True)]  # still in no commit
+    assert notes("none", None, 1) == [("first", True)]
+    assert notes("third", False, 2) == [("third", False), ("third", False)]
+    assert notes("fourth", False, 2) == [("fourth", False), ("third", False)]  # what was clean keeps its own
+    assert calls(tmp_path) == [0, 1]
+
+
 def test_the_code_of_a_call_is_what_its_function_needs_and_the_library_without_comments(tmp_path, monkeypatch):
     file = tmp_path / "mystudy.py"
     monkeypatch.syspath_prepend(tmp_path)
