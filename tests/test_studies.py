@@ -90,7 +90,7 @@ def test_a_field_that_came_after_a_record_changes_its_hash_only_where_it_is_used
     assert len({known} | {plan.changed(**{name: value}).hash for name, value in later.items()}) == 4
 
 
-@pytest.mark.parametrize("name", ["curve", "failures", "objectives", "sigma", "weights"])
+@pytest.mark.parametrize("name", ["curve", "failures", "objectives", "sigma", "warm", "weights"])
 @pytest.mark.parametrize(("passes", "against"), [(4, 3.0), (5, 0.5), (4, 1.0), (4, 0.0)])
 def test_passes_are_compared_with_twice_or_half_as_many(name, passes, against):
     plan = studies.study(name).plan("digits", "smoke")
