@@ -205,7 +205,8 @@ def test_regrets_are_what_a_hand_finds():
     assert ("regret", "train", UP + ONE, "2", 0) not in sides.index
     estimate = results.Estimate.over_runs(1.5 + 0.04 * np.arange(4) ** 2)
     assert f"{UP} {estimate:+} in 16 passes" in record.said
-    assert f"{FRESH}{ONE} +4 ± 0 in 8 passes (train, fresh ones in 16)" in record.said
+    assert f"{FRESH}{ONE} +4 ± 0 in 8 passes;" in record.said
+    assert "(train, fresh ones in 16)" in record.said
     assert study.passes_of(record.frame)["train"].to_dict() == {name: 8 if name.endswith(ONE) else 16 for name in study.NAMES}
 
 
