@@ -11,6 +11,7 @@ differ from zero, its 95 % interval is that of Student's t, which knows how few 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -31,6 +32,34 @@ class Check:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"passed": bool(self.passed)}  # numpy's is none of JSON's
+
+
+_PLAIN = {
+    r"the least excess is of (.+?) under (.+?): ": r"the nearest rival is \1 under \2: ",
+    r"the largest error that is more than a quarter of its difference is of ": "the least certain difference is that of ",
+    r"the largest error beside its difference of ": "the least certain difference is that of ",
+    r"no error is more than a quarter of its difference": "all differences are at least four of their errors",
+    r"is the same, less that from the most images ": "is test less training, from fewer less from all images: ",
+    r"\bprobabilities\b": "black and white pixels",
+    r"\bdensities\b": "grey pixels",
+    r"\bmutual_information\b": "I(x; z),",
+    r"\bmarginal_kl\b": "KL(q(z) ‖ p(z)),",
+    r"\btotal_correlation\b": "TC,",
+    r"\bdimension_kl\b": "DW,",
+    r"(\d\S*) on information": r"weight \1 on I",
+    r"(\d\S*) on correlation": r"weight \1 on TC",
+}
+
+
+def plain(text: str) -> str:
+    """A check's name or what it found, as a page says it: without the names that frames have.
+
+    >>> plain("the least excess is of VAE under 2 on information: -0.03 ± 0.01")
+    'the nearest rival is VAE under weight 2 on I: -0.03 ± 0.01'
+    """
+    for known, said in _PLAIN.items():
+        text = re.sub(known, said, text)
+    return text
 
 
 def cross_table(losses: pd.DataFrame, largest_error: float = 0.1, margin: float = 0.0) -> tuple[pd.DataFrame, Check]:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from nbvae import checks, results, training
 from studies import provenance
-from studies.convergence import Check
+from studies.convergence import Check, plain
 
 RECORDED = Path(__file__).resolve().parents[1] / "book" / "recorded"
 LARGEST = 1_000_000  # bytes of a recorded model
@@ -94,7 +94,11 @@ class Record:
     @property
     def convergence(self) -> pd.DataFrame:
         """The convergence checks as a table for a page: what was checked, the outcome and what was found."""
-        rows = [(check.name, "passed" if check.passed else "failed", check.found) for check in self.checks]
+        said = [tuple(map(plain, (check.name, check.found))) for check in self.checks]
+        rows = [
+            (name, "passed" if check.passed else "failed", found)
+            for check, (name, found) in zip(self.checks, said, strict=True)
+        ]
         return pd.DataFrame(rows, columns=pd.Index(["check", "outcome", "found"]))
 
     @property

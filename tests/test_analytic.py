@@ -679,10 +679,12 @@ def drawn(spikes, n, n_examples, k, levels, seed, draws):
 def test_models_of_a_sample_part_on_training_and_other_examples_as_theory_says(spikes, n, n_examples, k):
     levels = np.array([0.5, 2.0, 3.5])
     theory = analytic.sampled_rd(spikes, 1.0, n, n_examples, k, levels)
-    mean, error = drawn(spikes, n, n_examples, k, levels, seed=n_examples + k, draws=12)
+    mean, error = drawn(spikes, n, n_examples, k, levels, seed=n_examples + k, draws=48)
     for name, exact, value, spread in zip(theory._fields, theory, mean, error, strict=True):
         slack = 0.02 if "rate" in name else 0.15  # corrections of the order n^(−2/3) are left out
         assert (np.abs(exact - value) <= 4 * spread + slack).all(), name
+        if "rate" in name and spikes[-1] > 2 and k == len(spikes):  # directions that stand out, and a latent for each
+            assert (np.abs(exact - value) <= 0.03).all(), name
     assert (theory.train_rate >= theory.test_rate).all()
     assert (theory.train_mse < theory.test_mse).all()
 

@@ -533,12 +533,10 @@ what it needs. `nbvae.notebook.live` writes it. This file is loaded once, by the
       const [cx, cy] = place({ rate: Math.min(point.rate, top.rate), mse: point.mse }, top);
       dot.setAttribute("cx", cx);
       dot.setAttribute("cy", cy);
-      const gate = Math.sqrt(Math.max(0, 1 - state.s / values()[0]));
       const n = values().length;
       const parts = [
         `${point.above} of ${n} directions are above water, and each of them keeps the error s = ${text(state.s)}.`,
         `The code costs ${point.rate.toFixed(2)} nats, and leaves a squared error of ${text(point.mse)} of ${text(top.mse)}.`,
-        `The gate of the first direction is ${gate.toFixed(2)}.`,
       ];
       if (both) {
         const D = point.mse / (2 * state.sigma ** 2) + (n / 2) * Math.log(2 * Math.PI * state.sigma ** 2);
