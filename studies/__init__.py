@@ -48,6 +48,7 @@ def load(
     budget: str = "recorded",
     lab: Lab | None = None,
     otherwise: Mapping[str, Any] | None = None,
+    device: str = "auto",
     **settings: Any,
 ) -> Record:
     """What a study found: the book's record, or the same experiment run now.
@@ -60,6 +61,7 @@ def load(
       one, if it can be written, and is not computed again: a run that is stopped goes on there. A bar shows the progress where
       a person watches.
     - `otherwise`: fields of the plan to change where no record is read, as for data of a reader's own.
+    - `device`: the device it is trained on where it is run now, without a `lab`.
     - `settings`: fields of the plan to change, such as `seeds=(0, 1)`; a record counts only if it was made with them.
 
     Raises `ValueError`, in one line, for an unknown study, budget, data set or setting.
@@ -73,15 +75,16 @@ def load(
     if budget == "recorded" and (found := _recorded(name, dataset, settings)):
         return found
     plan = module.plan(dataset, "quick" if budget == "recorded" else budget).changed(**{**(otherwise or {}), **settings})
-    return module.run(plan, _here() if lab is None else lab)
+    return module.run(plan, _here(device) if lab is None else lab)
 
 
-def _here() -> Lab:
+def _here(device: str) -> Lab:
     """This process as a lab that keeps what it can."""
+    training.device(device)
     try:
-        return Lab(KEPT, watched=training.watched())
+        return Lab(KEPT, device=device, watched=training.watched())
     except ValueError:  # nothing can be written here
-        return Lab(watched=training.watched())
+        return Lab(device=device, watched=training.watched())
 
 
 def beside(name: str, dataset: str) -> dict[str, Record]:

@@ -30,7 +30,7 @@ from nbvae import checks, training
 from studies import provenance
 
 _TRIES = 3
-_REFUSALS = (ValueError, FileNotFoundError)
+_REFUSALS = (ValueError, FileNotFoundError, training.Diverged)  # what is so once is so again
 _FORMAT = 1
 
 
@@ -53,8 +53,8 @@ class Lab:
     - `watched`: whether a bar shows the progress of the whole grid.
 
     A call that fails or is lost is tried again, in a new executor, up to three times in all; one that refuses what it is
-    given, with a `ValueError` or `FileNotFoundError`, is not. What has finished by then is kept. Raises `ValueError` for a
-    folder that cannot be written.
+    given, with a `ValueError` or `FileNotFoundError`, or diverges, is not. What has finished by then is kept. Raises
+    `ValueError` for a folder that cannot be written.
     """
 
     def __init__(

@@ -24,6 +24,7 @@ QUESTION = "Which power of the rank are the eigenvalues of a data set, if any, a
 CHAPTER = "03_rate_distortion"
 DATASETS = ("digits", "mnist", "glyphs", "patches")
 LAWS = ("logarithm", "exponential", "power")
+_FEWEST = 6  # directions, so that each half of the ranks has two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,16 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset == "digits":
         full = full.changed(ranks=(2, 40), rates=(2.0, 20.0))
     elif dataset not in DATASETS:  # for any, within what its covariance has
-        rank = int((eigenvalues(full.data().train) > 0).sum())
+        x = full.data().train
+        rank = min(int((eigenvalues(x) > 0).sum()), len(x) // 2 - 1)  # half of the rows are drawn
         full = full.changed(ranks=(1, max(3, rank // 2)), rates=(0.05 * rank, 0.3 * rank))
     few = {"full": None, "quick": 2000, "smoke": 500}[budget]
     return full if few is None else full.changed(images=few, seeds=(0, 1))
 
 
 def run(plan: Plan, lab: Lab) -> Record:
+    if plan.dataset not in DATASETS:
+        accept(plan.data())
     names = ("dataset", "binarize", "images", "ranks", "rates", "points")
     common = {name: plan.settings[name] for name in names}
     [whole, *halves] = lab.map(measure, [common | {"seed": seed} for seed in (None, *plan.seeds)], "spectra")
@@ -112,6 +116,13 @@ def measure(
         found |= {f"residual of {law}": rms} | ({} if parameter is None else {f"parameter of {law}": parameter})
     rows = [{"quantity": name, "value": value, "split": "train", "stderr": None, "n": len(x)} for name, value in found.items()]
     return {"rows": rows, "eigenvalues": spectrum}
+
+
+def accept(ds: Any) -> None:
+    """Refuse data in whose spectrum no power of the rank can be looked for, in one line."""
+    rank = min(int((eigenvalues(ds.train) > 0).sum()), len(ds.train) // 2 - 1)
+    if rank < _FEWEST:
+        raise ValueError(f"a spectrum is fitted from {_FEWEST} directions on, in half of the examples; {ds.name} has {rank}")
 
 
 def eigenvalues(x: torch.Tensor) -> np.ndarray:

@@ -213,7 +213,8 @@ def beside_the_line(frame: Any) -> Any:
     """The terms of each model less those of β-VAEs at the same mutual information, seed by seed.
 
     Between the points of the β-VAEs their terms are interpolated by monotone cubics: these curves are so bent that chords would
-    nearly double some of the differences. Where no β-VAE has so much information, or so little, there is no row.
+    nearly double some of the differences. Where no β-VAE has so much information, or so little, there is no row. Of β-VAEs with
+    exactly the same information, as at the ceiling of few images, the first counts.
     """
     wide = frame[frame["quantity"].isin(TERMS)].pivot_table(
         index=["objective", "seed"], columns="quantity", values="value", sort=False
@@ -221,7 +222,10 @@ def beside_the_line(frame: Any) -> Any:
     line = [name for name in wide.index.unique("objective") if name == "VAE" or name.startswith("β")]
     rows = []
     for seed in wide.index.unique("seed"):
-        known = wide.loc[[(name, seed) for name in line]].sort_values("mutual_information")
+        known = wide.loc[[(name, seed) for name in line]].sort_values("mutual_information", kind="stable")
+        known = known.drop_duplicates("mutual_information")
+        if len(known) < 2:
+            continue
         places = known["mutual_information"].to_numpy()
         for objective in wide.index.unique("objective").drop(line):
             own = wide.loc[objective, seed]

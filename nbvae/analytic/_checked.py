@@ -90,7 +90,7 @@ def spectrum(name: str, values: np.ndarray, epsilon: float) -> np.ndarray:
 
 def no_negative(name: str, values: np.ndarray, epsilon: float) -> float:
     """What counts as zero beside these eigenvalues; `ValueError` if one is below minus that."""
-    tolerance = len(values) * epsilon * float(abs(values).max())
+    tolerance = 10 * len(values) * epsilon * float(abs(values).max())  # rounding makes about a tenth of this
     if values.min() < -tolerance:
         raise ValueError(f"{name} must have no negative eigenvalue, got {values.min():.6g}")
     return tolerance
