@@ -170,14 +170,15 @@ class Lab:
             packed = np.load(self.folder / "results" / f"{key}.npz", allow_pickle=False)
             arrays = {name: packed[name] for name in packed.files}
             said = json.loads(bytes(arrays.pop("")).decode())
-            note = said["note"]
-            # It was made by this very code, whose hash is in the key: if the code has been committed since, this commit has it.
-            if note.get("modified") and (now := provenance.commit())["modified"] is False:
-                note |= now
             # Checksums of the zip file cover each array.
-            return Result(said["value"] | arrays, note)
+            found = Result(said["value"] | arrays, said["note"])
         except Exception:  # absent, or damaged: made again
             return None
+        # It was made by this very code, whose hash is in the key: if that is in a commit now, the first to be seen is noted.
+        if found.note.get("modified") and (now := provenance.commit())["modified"] is False:
+            found.note.update(now)
+            self._keep(key, found)
+        return found
 
     def _keep(self, key: str, result: Result) -> None:
         if self.folder is None:

@@ -78,9 +78,16 @@ def _needed(module: str, function: str) -> dict[str, str]:
         if node is None or f"{place}.{name}" in found:  # of the library, or of another package
             continue
         if isinstance(node, tuple):  # imported from another study
-            todo.add(node)
+            if node[1] is not None:
+                todo.add(node)
             continue
         found[f"{place}.{name}"] = _meaning(node)
+        # Of a study that is imported whole, what is read from it.
+        for each in ast.walk(node):
+            if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
+                whole = definitions(place).get(each.value.id)
+                if isinstance(whole, tuple) and whole[1] is None:
+                    todo.add((whole[0], each.attr))
         # An argument or a variable of a definition hides what the module has of that name.
         inside = [*ast.walk(node)]
         names = [each for each in inside if isinstance(each, ast.Name)]
@@ -94,11 +101,16 @@ def _needed(module: str, function: str) -> dict[str, str]:
 
 
 def _definitions(module: str) -> dict[str, Any]:
-    """What the names of a module stand for: a definition, as a tree, or the module and the name that one is imported from."""
+    """What the names of a module stand for: a definition, as a tree, or the module and the name that one is imported from.
+
+    The name is None where it is the whole module.
+    """
     found: dict[str, Any] = {}
     for node in ast.parse(Path(sys.modules[module].__file__ or "").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("studies."):
             found |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "studies":
+            found |= {alias.asname or alias.name: (f"studies.{alias.name}", None) for alias in node.names}
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign):

@@ -35,6 +35,7 @@ class Plan(Common):
     - `rates`: of the curve that is fitted, from the least to the most, in nats.
     - `points`: how many rates, at equal distances.
     - `agree`: by how much the exponents of the two halves of the ranks may differ, for a power law.
+    - `tested`: of how many test images, at most, the spectrum is kept too.
     - `largest_error`: the most that the standard error of an exponent may be.
     """
 
@@ -42,6 +43,7 @@ class Plan(Common):
     rates: tuple[float, ...] = (20.0, 100.0)
     points: int = 100
     agree: float = 0.2
+    tested: int = 4000
     largest_error: float = 0.05
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
@@ -70,7 +72,7 @@ def plan(dataset: str, budget: str) -> Plan:
 def run(plan: Plan, lab: Lab) -> Record:
     if plan.dataset not in DATASETS:
         accept(plan.data())
-    names = ("dataset", "binarize", "images", "ranks", "rates", "points")
+    names = ("dataset", "binarize", "images", "ranks", "rates", "points", "tested")
     common = {name: plan.settings[name] for name in names}
     [whole, *halves] = lab.map(measure, [common | {"seed": seed} for seed in (None, *plan.seeds)], "spectra")
     rows = [row | {"seed": seed} for seed, found in zip(plan.seeds, halves, strict=True) for row in found["rows"]]
@@ -82,7 +84,7 @@ def run(plan: Plan, lab: Lab) -> Record:
         rows,
         checks=_checks(plan, frame, results.frame_of(whole["rows"])),
         said=_said(plan, frame),
-        arrays={"eigenvalues": whole["eigenvalues"]},
+        arrays={name: whole[name] for name in ("eigenvalues", "of test images")},
     )
 
 
@@ -93,12 +95,14 @@ def measure(
     ranks: list[int],
     rates: list[float],
     points: int,
+    tested: int,
     seed: int | None,
     store: str | None,
     device: str,
 ) -> dict[str, Any]:
     """The spectrum of the training images, or of a half of them that the seed draws; its exponents, and fits to its curve."""
-    x = load(dataset, binarize, images).train
+    ds = load(dataset, binarize, images)
+    x = ds.train
     if seed is not None:
         x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: len(x) // 2]]
     spectrum = eigenvalues(x)
@@ -115,7 +119,7 @@ def measure(
         parameter, rms = fit(law, at, mse)
         found |= {f"residual of {law}": rms} | ({} if parameter is None else {f"parameter of {law}": parameter})
     rows = [{"quantity": name, "value": value, "split": "train", "stderr": None, "n": len(x)} for name, value in found.items()]
-    return {"rows": rows, "eigenvalues": spectrum}
+    return {"rows": rows, "eigenvalues": spectrum, "of test images": eigenvalues(ds.test[:tested])}
 
 
 def accept(ds: Any) -> None:

@@ -82,7 +82,7 @@ def test_a_result_of_code_that_was_committed_later_takes_that_commit(tmp_path, m
     assert notes("second", True, 1) == [("first", True)]  # still in no commit
     assert notes("none", None, 1) == [("first", True)]
     assert notes("third", False, 2) == [("third", False), ("third", False)]
-    assert notes("fourth", False, 2) == [("fourth", False), ("third", False)]  # what was clean keeps its own
+    assert notes("fourth", False, 2) == [("third", False), ("third", False)]  # and keeps it
     assert calls(tmp_path) == [0, 1]
 
 
@@ -121,6 +121,10 @@ def test_the_code_of_a_call_has_what_it_takes_from_other_studies():
         "studies.lab.sweep",
     } <= needed
     assert not {"studies.samplers._doubled", "studies.samplers.Plan", "studies.third_axis.run"} & needed
+    whole = studies.study("coupled")  # reads from a study that it imports whole
+    needed = set(lab.provenance._needed(whole.__name__, "measure"))
+    assert "studies.ladder.ALONE" in needed
+    assert "studies.ladder.run" not in needed
 
 
 def test_the_seconds_of_trainings_that_were_there_count(tmp_path):

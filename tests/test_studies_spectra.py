@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from nbvae import analytic
+from nbvae import analytic, data
 from nbvae.results import Estimate
+from studies import lab
 from studies import spectra as study
 from studies.spectra import Plan
 
@@ -65,9 +66,27 @@ def test_two_halves_that_disagree_are_no_power_law():
     assert study.is_power(each | {"5 to 30": Estimate(1.6, 0.01)}, 0.2)
 
 
+def test_the_spectrum_of_test_images_is_that_of_the_first_ones():
+    found = study.measure("digits", None, 300, [2, 20], [2.0, 9.0], 10, 100, None, None, "cpu")
+    x = data.load("digits", None).test[:100].flatten(1).double()
+    assert found["of test images"].sum() == pytest.approx(x.var(0).sum().item(), rel=1e-9)
+    assert found["eigenvalues"].sum() != pytest.approx(x.var(0).sum().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(200, 5), (10, 8)])
+def test_data_with_few_directions_are_refused_in_one_line(tmp_path, rows, columns):
+    x = np.random.default_rng(0).standard_normal((rows, columns)).astype("float32")
+    np.savez(tmp_path / "few.npz", train=x, validation=x, test=x)
+    plan = study.plan(str(tmp_path / "few.npz"), "quick")
+    with pytest.raises(
+        ValueError, match=f"from 6 directions on, in half of the examples; few.npz has {min(5, columns, rows // 2 - 1)}"
+    ):
+        study.run(plan, lab.Lab())
+
+
 def test_ranks_beyond_those_of_the_data_are_refused():
     with pytest.raises(ValueError, match="ranks must be at most 4, the number of directions") as caught:
-        study.measure("gaussian", None, 5, [1, 6], [0.1, 2.0], 10, None, None, "cpu")
+        study.measure("gaussian", None, 5, [1, 6], [0.1, 2.0], 10, 20, None, None, "cpu")
     assert "\n" not in str(caught.value)
 
 
