@@ -62,8 +62,7 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset == "digits":
         full = full.changed(ranks=(2, 40), rates=(2.0, 20.0))
     elif dataset not in DATASETS:  # for any, within what its covariance has
-        x = full.data().train
-        rank = min(int((eigenvalues(x) > 0).sum()), len(x) // 2 - 1)  # half of the rows are drawn
+        rank = directions(full.data().train)
         full = full.changed(ranks=(1, max(3, rank // 2)), rates=(0.05 * rank, 0.3 * rank))
     few = {"full": None, "quick": 2000, "smoke": 500}[budget]
     return full if few is None else full.changed(images=few, seeds=(0, 1))
@@ -124,9 +123,13 @@ def measure(
 
 def accept(ds: Any) -> None:
     """Refuse data in whose spectrum no power of the rank can be looked for, in one line."""
-    rank = min(int((eigenvalues(ds.train) > 0).sum()), len(ds.train) // 2 - 1)
-    if rank < _FEWEST:
+    if (rank := directions(ds.train)) < _FEWEST:
         raise ValueError(f"a spectrum is fitted from {_FEWEST} directions on, in half of the examples; {ds.name} has {rank}")
+
+
+def directions(x: torch.Tensor) -> int:
+    """In how many directions examples (N, *shape) vary, where half of them, which a seed draws, can vary in as many."""
+    return min(int((eigenvalues(x) > 0).sum()), len(x) // 2 - 1)
 
 
 def eigenvalues(x: torch.Tensor) -> np.ndarray:
