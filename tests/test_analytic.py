@@ -769,3 +769,16 @@ def test_a_source_that_is_none_is_refused_and_too_few_iterations_are_said():
             analytic.blahut_arimoto(source, distortion, 1.0)
     with pytest.raises(RuntimeError, match="not within 1e-09 nats after 2 iterations"):
         analytic.blahut_arimoto([0.3, 0.7], [[0, 1], [1, 0]], 0.5, iterations=2)
+
+
+def test_a_singular_covariance_may_round_below_zero_and_a_negative_one_may_not():
+    """Columns that add up to one have a direction without variance, whose eigenvalue is what rounding leaves."""
+    rng = np.random.default_rng(0)
+    for columns in (3, 4, 7, 30):
+        x = np.eye(columns)[rng.integers(columns, size=200)]
+        found = analytic.LinearGaussian(np.cov(x.T, bias=True), 2).eigenvalues
+        assert found[-1] == 0
+        assert found[-2] > 0
+    turn, _ = np.linalg.qr(rng.standard_normal((4, 4)))
+    with pytest.raises(ValueError, match="cov must have no negative eigenvalue"):
+        analytic.LinearGaussian(turn @ np.diag([1.0, 0.5, 0.2, -1e-12]) @ turn.T, 2)
