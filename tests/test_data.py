@@ -11,6 +11,7 @@ import numpy as np
 import pooch
 import pytest
 import torch
+from errors import one_line
 from skimage import data as photographs
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -26,12 +27,10 @@ needs_mnist = pytest.mark.skipif(
 
 def refusal(*arguments, error: type[Exception] = ValueError, **options) -> str:
     """The message of `load`'s refusal: one line, without a second exception behind it."""
-    with pytest.raises(error) as caught:
-        data.load(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None or caught.value.__suppress_context__
-    return str(caught.value)
+    raised = one_line(lambda: data.load(*arguments, **options), error=error)
+    assert raised.__cause__ is None
+    assert raised.__context__ is None or raised.__suppress_context__
+    return str(raised)
 
 
 @pytest.fixture(scope="module")
@@ -745,9 +744,7 @@ def test_a_scale_that_networks_overflow_on_is_told():
     x = torch.linspace(-1, 1, 24).view(6, 4)
     for fine in (x, 30 * x):
         data.Dataset("fine", fine, fine, fine).check_scale()
-    with pytest.raises(ValueError, match="dataset wild reaches 1680: scale it to about 1") as error:
-        data.Dataset("wild", 1680 * x, x, x).check_scale()
-    assert "\n" not in str(error.value)
+    one_line(lambda: data.Dataset("wild", 1680 * x, x, x).check_scale(), "dataset wild reaches 1680: scale it to about 1")
 
 
 # factors

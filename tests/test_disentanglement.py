@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from errors import one_line
 from scipy import integrate, linalg, stats
 
 from nbvae import metrics
@@ -15,15 +16,6 @@ LEVELS = (2, 2, 3)
 EVERY = np.array(list(itertools.product(*map(range, LEVELS))))  # independent of each other, exactly
 FACTORS = EVERY[RNG.permutation(np.repeat(np.arange(len(EVERY)), 250))]
 N = len(FACTORS)
-
-
-def one_line(call, *words):
-    with pytest.raises(ValueError, match=r".") as raised:
-        call()
-    message = str(raised.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 def noise(k: int) -> np.ndarray:

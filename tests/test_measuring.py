@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from errors import one_line
 from torch import distributions, nn
 
 from nbvae import _measuring, data, estimators, models, objectives, posterior, samplers, training
@@ -540,14 +541,6 @@ def test_distributions_that_are_not_of_one_example_are_refused():
         one_line(lambda: estimators.minibatch_terms(bad, x, 4), "diagonal Gaussian")  # noqa: B023
         assert estimators.iwae(bad, x, 10).value < 0  # samples and densities are enough
         assert estimators.ais(bad, x[:3], 2, 2, 2).value < 0  # the encoder is not used
-
-
-def one_line(call, *words):
-    with pytest.raises(ValueError) as raised:  # noqa: PT011
-        call()
-    assert "\n" not in str(raised.value)
-    for word in words:
-        assert word in str(raised.value)
 
 
 HIDDEN = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 4))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from errors import one_line
 from scipy import stats
 
 from nbvae import data, metrics
@@ -18,15 +19,6 @@ RNG = torch.Generator().manual_seed(0)
 
 def normal(*shape):
     return torch.randn(*shape, generator=RNG, dtype=torch.float64)
-
-
-def one_line(call, *words, error=ValueError):
-    with pytest.raises(error) as raised:
-        call()
-    message = str(raised.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 def with_moments(n, mean, cov):

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from errors import one_line
 from torch import nn
 
 from nbvae import analytic, checks, data, estimators, models, objectives, training
@@ -18,12 +19,6 @@ SHAPE = (2, 4, 5)
 N = math.prod(SHAPE)
 K = 3
 RANGE = (0.1, 10.0)
-
-
-def one_line(call, message):
-    with pytest.raises(ValueError, match=message) as error:
-        call()
-    assert "\n" not in str(error.value)
 
 
 def seeded(make, seed=0):
@@ -104,7 +99,7 @@ def test_a_sigma_of_z_comes_behind_the_locations():
     single = models.VAE(SHAPE, K, likelihood="gaussian", sigma="z", decoder=nn.Linear(K, N + 1))
     torch.testing.assert_close(single.likelihood(z).variance[..., 0, 0, 0].log(), single.decoder(z)[:, -1])
     refused = models.VAE(SHAPE, K, likelihood="gaussian", sigma="z", decoder=nn.Linear(K, N))
-    one_line(lambda: refused.likelihood(z), re.escape(f"a tensor (6, {N + 1}) for z (6, {K}); it returned (6, {N})"))
+    one_line(lambda: refused.likelihood(z), f"a tensor (6, {N + 1}) for z (6, {K}); it returned (6, {N})")
 
 
 def test_where_one_network_is_given_the_other_is_the_library_s():
@@ -175,7 +170,7 @@ def test_networks_that_are_none_are_refused_at_once():
             (0, "torch module.*got int"),
             (nn.LazyLinear(3), f"{name} has layers that get their weights at the first call"),
         ):
-            one_line(lambda name=name, bad=bad: models.VAE(SHAPE, K, **{name: bad}), message)
+            one_line(lambda name=name, bad=bad: models.VAE(SHAPE, K, **{name: bad}), match=message)
     both = {"encoder": Heads(pair), "decoder": nn.Linear(K, N)}
     for options in ({"network": "mlp"}, {"hidden": (5,)}, {"network": "conv", "hidden": (5,)}):
         one_line(lambda options=options: models.VAE(SHAPE, K, **both, **options), "network and hidden describe networks of")
@@ -201,7 +196,9 @@ def test_what_a_network_returns_is_checked_at_each_call():
         (lambda m, v: None, "NoneType"),
     ):
         model = models.VAE(SHAPE, K, encoder=Heads(how))
-        one_line(lambda model=model: model.posterior(x), rf"each \(6, {K}\), or one tensor \(6, {2 * K}\).*it returned {found}")
+        one_line(
+            lambda model=model: model.posterior(x), match=rf"each \(6, {K}\), or one tensor \(6, {2 * K}\).*it returned {found}"
+        )
     for body, found in (
         (nn.Linear(K, N + 1), rf"\(6, {N + 1}\)"),
         (nn.Sequential(nn.Linear(K, N), nn.Unflatten(1, SHAPE[::-1])), re.escape(str((6, *SHAPE[::-1])))),
@@ -209,7 +206,7 @@ def test_what_a_network_returns_is_checked_at_each_call():
         (Heads(pair, K, N), "a tuple of"),
     ):
         model = models.VAE(SHAPE, K, decoder=body)
-        one_line(lambda model=model: model.likelihood(z), rf"a tensor \(6, {N}\) or \(6, 2, 4, 5\).*it returned {found}")
+        one_line(lambda model=model: model.likelihood(z), match=rf"a tensor \(6, {N}\) or \(6, 2, 4, 5\).*it returned {found}")
 
 
 def test_a_batch_of_two_is_no_pair():
@@ -455,7 +452,7 @@ def test_maps_that_fit_nothing_are_refused():
         ("sigma", -1.0, "sigma must be"),
         ("likelihood", "poisson", "bernoulli, gaussian"),
     ):
-        one_line(lambda name=name, bad=bad: models.VAE.from_linear(**maps | {name: bad}), message)
+        one_line(lambda name=name, bad=bad: models.VAE.from_linear(**maps | {name: bad}), match=message)
     one_line(lambda: models.MultiBetaVAE.from_linear(**maps), "those of one β")
     for model in (
         models.VAE((6,), 3),
@@ -514,7 +511,7 @@ def test_what_is_no_data_is_refused(kind):
         (x.to(torch.complex64), "x must hold real numbers, got torch.complex64"),
         (x.to("meta"), "x is on meta and the model on cpu: move one of them"),
     ):
-        one_line(lambda bad=bad: model.posterior(bad), message)
+        one_line(lambda bad=bad: model.posterior(bad), match=message)
     for bad, message in (
         (z.numpy(), "z must be a torch tensor, got ndarray"),
         (z[:, :2], "z must have 3 latents"),

@@ -8,16 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from errors import one_line
 
 from nbvae import _tensors, data, estimators, metrics, models, objectives, training
 from nbvae.results import Estimate, over_seeds, paired, tidy
-
-
-def one_line(call, message):
-    with pytest.raises(ValueError, match=re.escape(message)) as error:
-        call()
-    assert "\n" not in str(error.value)
-
 
 # ---------------------------------------------------------------- the number
 

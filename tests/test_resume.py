@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from errors import one_line
 from torch import distributions, nn
 from torch.nn.utils import prune
 
@@ -647,9 +648,10 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_training(tmp_path, mo
     (tmp_path / "file").write_text("mine")
     monkeypatch.setattr(_loop, "train", None)
     for folder in (tmp_path / "file" / "deeper", tmp_path / ("x" * 300), "a\0b"):
-        with pytest.raises(ValueError, match=r"no run can be kept in .*: give a folder that can be written to") as error:
-            fit(training.Store(folder))
-        assert len(str(error.value).splitlines()) == 1
+        one_line(
+            lambda folder=folder: fit(training.Store(folder)),
+            match=r"no run can be kept in .*: give a folder that can be written to",
+        )
     with pytest.raises(ValueError, match="folder must be the path of a folder"):
         training.Store(tmp_path / "file")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # a file system that is mounted to be read
@@ -673,9 +675,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_training(tmp_path, mo
     ],
 )
 def test_a_store_says_what_it_takes(tmp_path, arguments, allowed):
-    with pytest.raises(ValueError, match=allowed) as error:
-        training.Store(**({"folder": tmp_path} | arguments))
-    assert len(str(error.value).splitlines()) == 1
+    one_line(lambda: training.Store(**({"folder": tmp_path} | arguments)), allowed)
 
 
 def test_a_path_is_no_store(tmp_path):
@@ -767,11 +767,7 @@ def stopped(folder, monkeypatch, **options):
 
 
 def refused(call, *words):
-    with pytest.raises(ValueError, match="damaged") as error:
-        call()
-    assert len(str(error.value).splitlines()) == 1
-    for word in (*words, "delete it"):
-        assert str(word) in str(error.value)
+    one_line(call, "damaged", "delete it", *map(str, words))
 
 
 def test_a_damaged_checkpoint_is_never_used(tmp_path, monkeypatch):
@@ -799,9 +795,7 @@ def test_a_damaged_checkpoint_is_never_used(tmp_path, monkeypatch):
         assert file.read_bytes() == damage
     file.unlink()
     file.mkdir()
-    with pytest.raises(ValueError, match="cannot be read") as error:
-        fit(store)
-    assert len(str(error.value).splitlines()) == 1
+    one_line(lambda: fit(store), "cannot be read")
     monkeypatch.undo()
     file.rmdir()
     file.write_bytes(content)
@@ -1219,9 +1213,10 @@ def test_what_cannot_be_told_from_others_has_no_key():
         return Mine(sparse.sum())(model, x)
 
     for objective in (mine, functools.partial(Mine(1.0), reference=torch.ops.aten.relu)):
-        with pytest.raises(ValueError, match=r"the objective holds a .*, of which no content is known") as error:
-            key(objective=objective)
-        assert len(str(error.value).splitlines()) == 1
+        one_line(
+            lambda objective=objective: key(objective=objective),
+            match=r"the objective holds a .*, of which no content is known",
+        )
     model = vae()
     model.register_buffer("sparse", torch.eye(3).to_sparse())
     with pytest.raises(ValueError, match="dense tensors can be stored, and its sparse is none"):

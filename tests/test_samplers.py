@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from errors import one_line
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
@@ -15,14 +16,6 @@ from nbvae.samplers import _mixtures
 LADDER = (4.0, 2.0, 1.0)
 SIGMA2 = 0.3
 ORACLE = analytic.LinearGaussian([5.0, 3.0, 1.5, 0.8, 0.2], 4)
-
-
-def one_line(call, *words):
-    with pytest.raises(ValueError) as raised:  # noqa: PT011
-        call()
-    assert "\n" not in str(raised.value)
-    for word in words:
-        assert word in str(raised.value)
 
 
 def optimum(beta):

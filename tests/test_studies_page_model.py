@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from errors import one_line
 
 import studies
 from nbvae import models
@@ -105,12 +106,8 @@ def test_a_view_that_is_not_the_best_under_its_own_objective_fails():
     ],
 )
 def test_bad_plans_in_one_line(values, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        dataclasses.replace(PLAN, against=0.5, **values)
-    assert "\n" not in str(caught.value)
+    one_line(lambda: dataclasses.replace(PLAN, against=0.5, **values), message)
 
 
 def test_grey_images_are_refused_in_one_line():
-    with pytest.raises(ValueError, match="for pixels of 0 and 1") as caught:
-        studies.load("page_model", "digits", "smoke", binarize="none")
-    assert "\n" not in str(caught.value)
+    one_line(lambda: studies.load("page_model", "digits", "smoke", binarize="none"), "for pixels of 0 and 1")
