@@ -19,6 +19,7 @@ _LATER = [
     ("start_passes", 100),
     ("margin", 0.0),
     ("finer", []),
+    ("closed", []),
 ]  # what records were made with before there were such fields
 
 

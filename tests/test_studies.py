@@ -359,7 +359,11 @@ def test_objectives_begin_with_one_model_where_a_plan_says_so(name, monkeypatch)
     common |= {"batch": 50, "lr": 1e-2, "draws": 1, "passes": 1, "seeds": [0, 1], "store": None, "device": "cpu"}
     both = {one: ("beta_vae", {"beta": beta}) for one, beta in zip(names, (1.0, 2.0), strict=True)}
     # One objective in each call, or those in one call that differ in numbers only.
-    calls = [{"rows": both, "under": both}] if name == "weights" else [{"rows": names, "objective": one} for one in names]
+    calls = (
+        [{"rows": both, "under": both}]
+        if name == "weights"
+        else [{"rows": names, "closed": [], "objective": one} for one in names]
+    )
     monkeypatch.setattr(studies.study("objectives"), "APART", 60)
     rows = [row for own in calls for row in module.train(**common, **own, start=0.1, start_passes=2)["rows"]]
     assert {row["n"] for row in rows if row["quantity"] == "mutual_information"} == {60}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nbvae import data, estimators, models, objectives, training
+from studies import objectives as every
 from studies import sampled as study
 from studies.objectives import every_row, loss
 
@@ -171,3 +172,38 @@ def test_what_is_not_clear_is_not_held_to_a_side(monkeypatch):
     for costs in ({2: 0.02, 4: 0.02}, {2: 0.02, 4: -0.02}, {2: 0.0, 4: 0.02}):
         study.run(plan, cast(Any, Found(costs)))
     assert made == [[True, True, True], [True, True, False], [True, True]]
+
+
+@pytest.mark.parametrize("name", every.MOVED)
+def test_a_row_with_its_rate_in_closed_form_is_the_same_objective_with_less_noise(trained, name):
+    """At the same draws it differs from the library's by what R from draws is off, and its gradients have the same mean."""
+    model, x = trained
+    kind, settings = every_row(3)[name]
+    library, own = objectives.NAMED[kind](**settings), every.Weighed(*every.MOVED[name])
+    values = []
+    for each in (own, library, study.Written(1.0, closed=True), study.Written(1.0, closed=False)):
+        torch.manual_seed(3)
+        values.append(float(each(model, x, reference=x).total.mean()))
+    assert values[0] - values[1] == pytest.approx(values[2] - values[3], abs=2e-5)  # at one draw only R is another
+    assert abs(values[0] - values[2]) > 0.05  # and that would be seen of another weight
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    found: dict[str, list] = {"own": [], "library": []}
+    for seed in range(200):
+        for which, objective in (("own", own), ("library", library)):
+            torch.manual_seed(seed)
+            total = objective(model, x[:20], reference=x).total.mean()
+            found[which].append(torch.cat([each.flatten() for each in torch.autograd.grad(total, parameters)]))
+    first, second = (torch.stack(each) for each in found.values())
+    apart = (first - second).mean(0).norm() / ((first - second).var(0).sum() / len(first)).sqrt()
+    assert apart < 1.5
+    assert first.var(0).sum() < second.var(0).sum()
+
+
+def test_weights_of_one_leave_the_elbo_and_a_weight_on_information_is_written_as_elsewhere(trained):
+    model, x = trained
+    values = []
+    for each in (every.Weighed(1, 1, 1), objectives.VAE(), every.Weighed(2, 1, 1), study.Written(2.0, closed=True)):
+        torch.manual_seed(3)
+        values.append(float(each(model, x, reference=x).total.mean()))
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert values[2] == pytest.approx(values[3], rel=1e-6)
