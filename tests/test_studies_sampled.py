@@ -45,7 +45,7 @@ def test_they_are_the_objectives_of_the_study_of_objectives(trained, name, writt
         values = []
         for each in (same, own):
             torch.manual_seed(1)
-            values.append(float(each(model, x, reference=x).total.mean()))
+            values.append(each(model, x, reference=x).total.mean().item())
     if alike:
         assert values[0] == pytest.approx(values[1], abs=1e-3)
     assert loss(model, own, x, 100, 40) == pytest.approx(loss(model, same, x, 100, 40), abs=0.05)
@@ -183,7 +183,7 @@ def test_a_row_with_its_rate_in_closed_form_is_the_same_objective_with_less_nois
     values = []
     for each in (own, library, study.Written(1.0, closed=True), study.Written(1.0, closed=False)):
         torch.manual_seed(3)
-        values.append(float(each(model, x, reference=x).total.mean()))
+        values.append(each(model, x, reference=x).total.mean().item())
     assert values[0] - values[1] == pytest.approx(values[2] - values[3], abs=2e-5)  # at one draw only R is another
     assert abs(values[0] - values[2]) > 0.05  # and that would be seen of another weight
     parameters = [each for each in model.parameters() if each.requires_grad]
@@ -204,6 +204,6 @@ def test_weights_of_one_leave_the_elbo_and_a_weight_on_information_is_written_as
     values = []
     for each in (every.Weighed(1, 1, 1), objectives.VAE(), every.Weighed(2, 1, 1), study.Written(2.0, closed=True)):
         torch.manual_seed(3)
-        values.append(float(each(model, x, reference=x).total.mean()))
+        values.append(each(model, x, reference=x).total.mean().item())
     assert values[0] == pytest.approx(values[1], rel=1e-6)
     assert values[2] == pytest.approx(values[3], rel=1e-6)
