@@ -56,8 +56,8 @@ class Plan(Common):
     - `points`: the numbers of β-VAEs, of a short curve and of a long one, whose compute one model is given.
     - `low`, `high`: the range of β that one model is trained for, a wider one: at its ends it has neighbours on one side only.
     - `network`, `hidden`, `latent_dim`, `batch`: of the models and their training, under a one-cycle schedule.
-    - `passes`: over the training images, at most, or half as many, a quarter, …; some seeds may also have twice as many.
-    - `again`: how many of the seeds.
+    - `passes`: over the training images, at most, or half as many, a quarter, …
+    - `again`, `against`: how many of the seeds may also have `against` times as many, to compare with.
     - `search`: on how many of the seeds passes and learning rate are chosen; the others are trained with what is chosen.
     - `lrs`: the first learning rates to choose from.
     - `finer`: the β of β-VAEs for which a rate between the best one and the better of its neighbours is tried as well.
@@ -66,8 +66,8 @@ class Plan(Common):
       sweep (benchmarks/speed.py).
     - `draws`: of z for each image, to measure D; `measured`: how many images of a split at most, None for all.
     - `largest_error`: the most that the standard error of a mean regret may be, in nats, unless it is at most a quarter of it.
-    - `unclaimed`: what is measured and not claimed to be on one side of zero, by how its name begins, with quantity, split,
-      objective and β, as "regret train film p=0 3".
+    - `unclaimed`: what is measured and not claimed, neither its side of zero nor its size, by how its name begins, with
+      quantity, split, objective and β, as "regret train film p=0 3".
     - `keep`: whether a model of the first kind is recorded, as "one_model".
     """
 
@@ -82,6 +82,7 @@ class Plan(Common):
     batch: int = 100
     passes: int = 400
     again: int = 6
+    against: float = 2.0
     search: int = 3
     lrs: tuple[float, ...] = (1e-3, 2.5e-3, 6e-3)
     finer: tuple[float, ...] = ()
@@ -114,19 +115,19 @@ class Plan(Common):
             raise ValueError(f"points must be different whole numbers >= 1; got {checks.short(self.points)}")
         if not 0 < self.low <= self.betas[0] or self.high < self.betas[-1] or self.low == self.high:
             raise ValueError("low and high must have all of betas between them")
+        convergence.accept_against(self.passes, self.against)
         if len(self.seeds) < 2 or not 2 <= self.again <= len(self.seeds):
             raise ValueError("errors need at least two seeds, also of those that are trained again")
         if min(self.worth(points, max(self.price, self.sweep_price)) for points in self.points) < self.begin[0]:
-            raise ValueError(
-                "price, sweep_price and points leave one model less than half of passes, of which the search begins"
-            )
+            raise ValueError("price, sweep_price and points leave one model fewer passes than the search begins with")
         if not 1 <= self.search <= self.again:
             raise ValueError("search must be at least one of the seeds that are trained again")
 
     @property
     def begin(self) -> list[int]:
-        """The numbers of passes that the search begins with."""
-        return sorted({max(1, self.passes // 2), self.passes})
+        """The numbers of passes that the search begins with: the fewest that are compared, and half of them."""
+        fewest = round(min(1.0, self.against) * self.passes)
+        return sorted({max(1, fewest // 2), fewest})
 
     def worth(self, points: int, price: float) -> int:
         """The most passes, `passes` or 2, 4, … times or parts of them, that cost no more than `passes` of so many β-VAEs.
@@ -196,8 +197,11 @@ def plan(dataset: str, budget: str) -> Plan:
         # Found to be needed: at β = 3 twice the passes turn the side, and the β-VAE of .3 was behind that of .1.
         full = full.changed(unclaimed=("regret train film p=0 3",), finer=(0.3,), seeds=(0, 1, 2, 3, 4, 5, 6), again=7)
     if dataset == "glyphs":
-        full = full.changed(binarize="threshold")
-    short = full.changed(kinds=(full.kinds[0], "gates p=0"), lrs=full.lrs[1:2], draws=1, seeds=(0, 1), again=2, search=1)
+        # Found to be needed: after half as many passes β-VAEs of a smaller β were ahead under β = 1 and 3.
+        full = full.changed(binarize="threshold", passes=128, against=0.5, unclaimed=("regret test film p=0 mean",))
+    short = full.changed(
+        kinds=(full.kinds[0], "gates p=0"), lrs=full.lrs[1:2], draws=1, seeds=(0, 1), again=2, search=1, against=2.0
+    )
     if budget == "quick":
         return short.changed(passes=20, images=2000, measured=2000, points=(4,)).stretched("passes")
     if budget == "smoke":
@@ -208,7 +212,7 @@ def plan(dataset: str, budget: str) -> Plan:
 def run(plan: Plan, lab: Lab) -> Record:
     every = searched(plan, lab)
     frame = compared(plan, every, 1, plan.seeds)
-    longer = compared(plan, every, 2, plan.seeds[: plan.again])
+    other = compared(plan, every, plan.against, plan.seeds[: plan.again])
     return Record.of(
         __name__,
         plan,
@@ -217,9 +221,9 @@ def run(plan: Plan, lab: Lab) -> Record:
         checks=[
             _crossed(plan, frame, DEDICATED, "the β-VAEs"),
             _crossed(plan, frame, plan.kinds[0], "one model's views"),
-            *_checks(plan, {plan.passes: frame, 2 * plan.passes: longer}),
+            *_checks(plan, {plan.passes: frame, round(plan.against * plan.passes): other}),
         ],
-        said=_said(plan, frame, longer),
+        said=_said(plan, frame, other),
         runs={"one_model": _kept(plan, lab, every)} if plan.keep else {},
     )
 
@@ -240,21 +244,22 @@ def searched(plan: Plan, lab: Lab) -> Any:
         found = trainings(plan, lab, [(choice, first) for choice in between], "a finer search")
         every = pd.concat([every, found], ignore_index=True)
     chosen: dict[Choice, tuple[int, ...]] = {}
-    for times, seeds in ((2, plan.seeds[: plan.again]), (1, plan.seeds)):  # all seeds, where some are asked for as well
+    for times, seeds in sorted([(plan.against, plan.seeds[: plan.again]), (1.0, plan.seeds)], reverse=True):
         for entrant in entrants(plan):
             for by in CHOSEN_BY.values():
-                chosen |= dict.fromkeys(choose(plan, every, entrant, times, by), seeds[plan.search :])
+                for choice in choose(plan, every, entrant, times, by):
+                    chosen[choice] = max(chosen.get(choice, ()), seeds[plan.search :], key=len)
     rest = [(choice, seeds) for choice, seeds in chosen.items() if seeds]
     return pd.concat([every, trainings(plan, lab, rest, "other seeds")], ignore_index=True) if rest else every
 
 
 def limits(plan: Plan) -> dict[tuple[str, float], int]:
-    """The most passes of each conditioning and member: twice those of what is compared."""
+    """The most passes of each conditioning and member, of all that is compared."""
     most: dict[tuple[str, float], int] = {}
     for entrant in entrants(plan):
         for member in entrant.members:
             key = entrant.conditioning, member
-            most[key] = max(most.get(key, 0), 2 * entrant.passes)
+            most[key] = max(most.get(key, 0), round(max(1.0, plan.against) * entrant.passes))
     return most
 
 
@@ -305,7 +310,7 @@ def in_between(plan: Plan, every: Any) -> list[Choice]:
         mine = every[(every["conditioning"] == DEDICATED) & (every["member"] == member)]
         for by in CHOSEN_BY.values():
             means = _means(mine, by)
-            for passes in (plan.passes, 2 * plan.passes):
+            for passes in sorted({plan.passes, round(plan.against * plan.passes)}):
                 losses = means[passes]
                 best = int(losses.argmin())
                 near = losses.iloc[max(best - 1, 0) : best + 2].drop(losses.index[best])
@@ -329,7 +334,7 @@ def _rounded(lr: float) -> float:
     return float(f"{lr:.2g}")
 
 
-def choose(plan: Plan, every: Any, entrant: Entrant, times: int, by: str) -> list[Choice]:
+def choose(plan: Plan, every: Any, entrant: Entrant, times: float, by: str) -> list[Choice]:
     """The best trainings of an entrant by a loss, of at most so many times its passes, one for each member."""
     found = []
     for member in entrant.members:
@@ -485,7 +490,7 @@ def entrants(plan: Plan) -> list[Entrant]:
     return found
 
 
-def compared(plan: Plan, every: Any, times: int, seeds: tuple[int, ...]) -> Any:
+def compared(plan: Plan, every: Any, times: float, seeds: tuple[int, ...]) -> Any:
     """A tidy frame of all that is compared, where it may have so many times its passes."""
     rows = []
     for entrant in entrants(plan):
@@ -546,9 +551,14 @@ def claims_of(plan: Plan, frame: Any) -> Any:
 
     What the others lose shrinks for as long as they are trained.
     """
+    return results.over_seeds(_claimed(plan, _free(plan, frame)), by=["split", "objective"])
+
+
+def _free(plan: Plan, frame: Any) -> Any:
+    """The mean regrets of the kinds whose layers have FiLM's free response: a row for each split, objective and seed."""
     kinds = [name for name in plan.kinds if Kind.of(name).conditioning in ("film", "free variance")]
     each = regrets(frame)
-    return results.over_seeds(each[(each["beta"] == "mean") & each["objective"].isin(kinds)], by=["split", "objective"])
+    return each[(each["beta"] == "mean") & each["objective"].isin(kinds)]
 
 
 def sides(plan: Plan, frame: Any) -> Any:
@@ -567,7 +577,7 @@ def sides(plan: Plan, frame: Any) -> Any:
 
 
 def _checks(plan: Plan, frames: Mapping[int, Any]) -> list[convergence.Check]:
-    """Twice the passes for all against what is claimed: sizes, and the sides of what is clear of zero after the plan's."""
+    """Twice or half the passes for all against what is claimed: sizes, and sides of what is clear of zero after the plan's."""
     claims, some = claims_of(plan, frames[plan.passes]), plan.seeds[: plan.again]
     limits = [
         {"split": split, "objective": name, "beta": "mean", "allowed": convergence.allowed(claim, plan.largest_error)}
@@ -576,9 +586,8 @@ def _checks(plan: Plan, frames: Mapping[int, Any]) -> list[convergence.Check]:
     both = pd.concat([regrets(frame).assign(passes=passes) for passes, frame in frames.items()])
     both = both[both["seed"].isin(some)].merge(pd.DataFrame(limits))
     keys = ["split", "objective", "beta"]
-    clear = convergence.clear(sides(plan, frames[plan.passes]), ["quantity", *keys])[["quantity", *keys]].drop_duplicates()
-    named = clear[["quantity", *keys]].agg(" ".join, axis=1)
-    clear = clear[~named.str.startswith(plan.unclaimed)] if plan.unclaimed else clear
+    clear = convergence.clear(_claimed(plan, sides(plan, frames[plan.passes])), ["quantity", *keys])
+    clear = clear[["quantity", *keys]].drop_duplicates()
     on: Any = pd.concat([sides(plan, frame).merge(clear).assign(passes=passes) for passes, frame in frames.items()])
     one_side = convergence.same_side(on[on["seed"].isin(some)], keys)
     if plan.unclaimed:
@@ -590,6 +599,12 @@ def _checks(plan: Plan, frames: Mapping[int, Any]) -> list[convergence.Check]:
     ]
 
 
+def _claimed(plan: Plan, rows: Any) -> Any:
+    """The rows but those of what is not claimed."""
+    named = rows[["quantity", "split", "objective", "beta"]].agg(" ".join, axis=1)
+    return rows[~named.str.startswith(plan.unclaimed)] if plan.unclaimed else rows
+
+
 def _crossed(plan: Plan, frame: Any, objective: str, whose: str) -> convergence.Check:
     """Trainings or views of several β, each under D + βR of every other, on the training images."""
     mine = frame[(frame["objective"] == objective) & (frame["split"] == "train")]
@@ -597,15 +612,16 @@ def _crossed(plan: Plan, frame: Any, objective: str, whose: str) -> convergence.
     return replace(check, name=f"of {whose}, {check.name}")
 
 
-def _said(plan: Plan, frame: Any, longer: Any) -> str:
-    claims, said = claims_of(plan, frame), []
+def _said(plan: Plan, frame: Any, other: Any) -> str:
+    found, said = results.over_seeds(_free(plan, frame), by=["split", "objective"]), []
     for split in CHOSEN_BY:
-        said.append("; ".join(f"{name} {claim:+}" for name, claim in claims[split].items()) + f" ({split})")
-    own = results.over_seeds(regrets(longer), by=["split", "objective", "beta"])["train"][plan.kinds[0]].drop("mean")
+        said.append("; ".join(f"{name} {mean:+}" for name, mean in found[split].items()) + f" ({split})")
+    own = results.over_seeds(regrets(other), by=["split", "objective", "beta"])["train"][plan.kinds[0]].drop("mean")
     after = ", ".join(f"{regret:+} at β = {beta}" for beta, regret in own.items())
+    times = "twice" if plan.against > 1 else "half"
     return (
         f"Regret of D + βR against one β-VAE for each β, in nats, means over βs: {'. '.join(said)}. "
-        f"With twice the passes for all, those of {plan.kinds[0]} on training images are {after}."
+        f"With {times} the passes for all, those of {plan.kinds[0]} on training images are {after}."
     )
 
 

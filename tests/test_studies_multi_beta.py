@@ -129,6 +129,20 @@ def test_one_model_never_has_more_compute_than_the_beta_vaes():
     assert study.limits(plan)["β-VAE", 0.1] == study.limits(plan)["gates", 0.0] == 128
 
 
+def test_what_is_compared_with_half_its_passes_is_searched_as_what_is_compared_with_twice_as_many():
+    """The longer trainings are reported instead of the shorter ones: what is trained is the same."""
+    shorter, longer = Plan(passes=64), Plan(passes=128, against=0.5)
+    assert shorter.begin == longer.begin == [32, 64]
+    limits, more = study.limits(shorter), study.limits(longer)
+    assert limits["β-VAE", 0.1] == more["β-VAE", 0.1] == 128
+    assert limits == more
+    losses = rows({0.01: 3.0, 0.02: 2.0}, passes=64), rows({0.01: 1.0, 0.02: 1.5}, passes=128)
+    one, both = Entrant("one", "film", (1.0,), 128), pd.concat(losses)
+    longer = longer.changed(seeds=(0, 1), again=2, search=1)
+    assert study.choose(longer, both, one, 1.0, BY) == [Choice("film", 1.0, 128, 0.01)]
+    assert study.choose(longer, both, one, longer.against, BY) == [Choice("film", 1.0, 64, 0.02)]
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -152,6 +166,8 @@ def test_one_model_never_has_more_compute_than_the_beta_vaes():
         ({"measured": 0}, "measured must be"),
         ({"seeds": "0"}, "at least two seeds"),
         ({"again": 7}, "at least two seeds"),
+        ({"against": 1.0}, "against must be 2 or"),
+        ({"passes": 7, "against": 0.5}, "against must be 2 or"),
         ({"search": 0}, "search must be"),
     ],
 )
@@ -273,6 +289,21 @@ def test_a_side_that_turns_is_a_failure_unless_the_plan_says_that_it_is_not_clai
     assert left_out.passed
     assert "of 9 claims" in left_out.found
     assert "not claimed are regret train film p=0 2" in left_out.found
+
+
+def test_a_size_that_moves_is_a_failure_unless_the_plan_says_that_it_is_not_claimed():
+    first, longer = shifted(FIRST), shifted(FIRST)
+    mine = (longer["split"] == "test") & (longer["objective"] == "film p=0")
+    longer.loc[mine, "value"] += 0.5
+    frames = {400: first, 800: longer[longer["seed"] < 3]}
+    assert [check.passed for check in study._checks(CHECKED, frames)] == [True, False, True]
+    sizes = study._checks(CHECKED.changed(unclaimed=("regret test film p=0 mean",)), frames)
+    assert all(check.passed for check in sizes)
+    assert "of 3 claims" in sizes[0].found
+    assert "of 3 claims" in sizes[1].found
+    assert "film p=0 " + f"{results.Estimate.over_runs(np.array([1.01, 0.99, 1.01, 0.99])):+} (test)" in study._said(
+        CHECKED.changed(unclaimed=("regret test film p=0 mean",)), first, longer
+    )
 
 
 def test_what_is_not_clear_of_zero_is_no_claim_and_may_vanish():

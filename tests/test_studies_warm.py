@@ -97,7 +97,7 @@ def test_the_passes_of_a_curve_are_what_is_claimed_whether_they_can_be_shared_eq
 @pytest.mark.parametrize("dataset", study.DATASETS)
 def test_entrants_have_the_passes_of_a_beta_vae_at_each_beta_or_those_of_one_in_all(dataset):
     plan = study.plan(dataset, "full")
-    one = multi_beta.plan(dataset, "full").passes
+    one = multi_beta.plan(dataset, "full").passes // (2 if dataset == "glyphs" else 1)
     most = {each.name: each.passes for each in study.entrants(plan)}
     assert tuple(most) == study.NAMES
     count = len(plan.betas)
@@ -304,8 +304,10 @@ def test_one_model_is_put_beside_at_the_same_betas_and_seeds():
 @pytest.mark.parametrize("dataset", study.DATASETS)
 def test_what_is_trained_is_what_the_study_of_many_betas_trains(dataset):
     theirs, plan = multi_beta.plan(dataset, "full"), study.plan(dataset, "full")
-    for name in set(study.SHARED) - {"betas", "seeds", "again", "lrs"}:
+    for name in set(study.SHARED) - {"betas", "seeds", "again", "lrs", "passes"}:
         assert getattr(plan, name) == getattr(theirs, name)
+    # On the glyphs, as many as the trainings have that those of many β are compared with.
+    assert plan.passes == round(min(1.0, theirs.against) * theirs.passes)
     assert plan.seeds == theirs.seeds[: len(plan.seeds)]
     assert set(plan.betas) <= set(theirs.betas)
     assert (plan.betas[0], plan.betas[-1]) == (theirs.betas[0], theirs.betas[-1])
