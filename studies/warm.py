@@ -119,7 +119,7 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(betas=full.betas[::2], seeds=full.seeds[:3], again=3, search=1, lrs=(2e-3, 4e-3, 8e-3), passes=64)
     else:
         # Found to be needed: on the digits a chain from the largest β is behind its own last models where it began.
-        full = full.changed(crossed=(FRESH, UP), unclaimed=(f"{BEGUN} test {DOWN}",))
+        full = full.changed(crossed=(FRESH, UP), unclaimed=tuple(f"{BEGUN} {split} {DOWN}" for split in multi_beta.CHOSEN_BY))
     short = full.changed(lrs=full.lrs[1:2], draws=1, seeds=(0, 1), again=2, search=1, against=2.0)
     if budget == "quick":
         return short.changed(passes=10, images=2000, measured=2000).stretched("passes")
