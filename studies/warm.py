@@ -118,8 +118,8 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset in ("mnist", "glyphs"):
         full = full.changed(betas=full.betas[::2], seeds=full.seeds[:3], again=3, search=1, lrs=(2e-3, 4e-3, 8e-3), passes=64)
     else:
-        # Found to be needed on the digits, of chains from the largest β: they are behind their own last models where they began,
-        # and longer training moves what they lose on new images, and what they lose against fresh ones at the compute of one.
+        # Found to be needed on the digits, of chains from the largest β: their first models are behind their own last ones, and
+        # longer training moves what they lose on new images, and what they lose against fresh ones at the compute of one.
         aside = ("regret test", *(f"{BEGUN} {split}" for split in multi_beta.CHOSEN_BY))
         full = full.changed(crossed=(FRESH, UP), unclaimed=tuple(f"{name} {DOWN}" for name in aside))
     short = full.changed(lrs=full.lrs[1:2], draws=1, seeds=(0, 1), again=2, search=1, against=2.0)
