@@ -24,11 +24,11 @@ from nbvae import checks, data, estimators, metrics, models, objectives, posteri
 from nbvae.results import Estimate
 from studies import convergence
 from studies.lab import Lab, sweep
-from studies.multi_beta import FreeVariance, straight
 from studies.objectives import likelihood, schedule
 from studies.plan import Plan as Common
 from studies.plan import accept_ladder, load
 from studies.record import Record
+from studies.responses import FreeVariance, straight
 
 QUESTION = "What does a ladder of codes cost, each sent given the one before, against the last code alone?"
 CHAPTER = "07_alignment"

@@ -16,22 +16,20 @@ import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import distributions, nn
 
 from nbvae import checks, curves, data, estimators, models, objectives, results, training
-from nbvae.models.multi_beta import Condition
-from nbvae.models.vae import normal
-from studies import convergence
+from studies import convergence, responses, searching
 from studies.lab import Lab, sweep
 from studies.objectives import likelihood
 from studies.plan import Plan as Common
 from studies.plan import load
 from studies.record import Record
+from studies.searching import Choice, Entrant
 
 QUESTION = "What does one model of many β lose against one β-VAE for each, at equal steps and at equal compute?"
 CHAPTER = "05_one_model_many_betas"
@@ -41,7 +39,6 @@ ABOVE = "regret above the first kind's"
 DATA = ("dataset", "binarize", "images")
 SHAPE = ("network", "hidden", "latent_dim", "batch", "low", "high")
 CONDITIONINGS = ("film", "gates", "gain", "free variance", "log β alone")
-CHOSEN_BY = {"train": "train loss", "test": "validation loss"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,24 +151,6 @@ class Kind(NamedTuple):
             raise ValueError(f"kinds must be like 'film p=0.25', got {name!r}: {checks.line(error)}") from None
 
 
-class Entrant(NamedTuple):
-    """What is compared: the best training of each member, a β of the β-VAEs or one model's power, of at most so many passes."""
-
-    name: str
-    conditioning: str
-    members: tuple[float, ...]
-    passes: int
-
-
-class Choice(NamedTuple):
-    """A training, but for its seed."""
-
-    conditioning: str
-    member: float
-    passes: int
-    lr: float
-
-
 def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset, keep=dataset == "digits")
     if dataset in ("mnist", "glyphs"):
@@ -239,15 +218,17 @@ def searched(plan: Plan, lab: Lab) -> Any:
     while todo:
         found = trainings(plan, lab, [(choice, first) for choice in todo], "the search")
         every = pd.concat([every, found], ignore_index=True)
-        todo = list(dict.fromkeys(each for by in CHOSEN_BY.values() for each in further(every, most, plan.gain, by)))
+        todo = list(
+            dict.fromkeys(each for by in searching.CHOSEN_BY.values() for each in searching.further(every, most, plan.gain, by))
+        )
     if between := in_between(plan, every):
         found = trainings(plan, lab, [(choice, first) for choice in between], "a finer search")
         every = pd.concat([every, found], ignore_index=True)
     chosen: dict[Choice, tuple[int, ...]] = {}
     for times, seeds in sorted([(plan.against, plan.seeds[: plan.again]), (1.0, plan.seeds)], reverse=True):
         for entrant in entrants(plan):
-            for by in CHOSEN_BY.values():
-                for choice in choose(plan, every, entrant, times, by):
+            for by in searching.CHOSEN_BY.values():
+                for choice in searching.choose(plan, every, entrant, times, by):
                     chosen[choice] = max(chosen.get(choice, ()), seeds[plan.search :], key=len)
     rest = [(choice, seeds) for choice, seeds in chosen.items() if seeds]
     return pd.concat([every, trainings(plan, lab, rest, "other seeds")], ignore_index=True) if rest else every
@@ -277,82 +258,20 @@ def trainings(plan: Plan, lab: Lab, todo: Iterable[tuple[Choice, tuple[int, ...]
     return pd.DataFrame([row for found in lab.map(train, cells, what) for row in found["rows"]])
 
 
-def further(every: Any, most: Mapping[tuple[str, float], int], gain: float, by: str) -> list[Choice]:
-    """Trainings to add because the best learning rate, or else the best number of passes, is an edge of those tried.
-
-    - `every`: rows with a conditioning, member, passes, lr, seed, beta and losses.
-    - `most`: the most passes of each conditioning and member.
-    - `gain`: by how much an edge must be better than the others, in nats.
-    - `by`: the loss that tells which is better, a column.
-    """
-    found = []
-    for (conditioning, member), group in every.groupby(["conditioning", "member"], sort=False):
-        means = _means(group, by)
-        rates = {int(passes): means[passes] for passes in means.index.unique("passes")}
-        beyond = {passes: lr for passes, losses in rates.items() if (lr := beyond_edge(losses, gain))}
-        found += [Choice(conditioning, member, passes, _rounded(lr)) for passes, lr in beyond.items()]
-        passes = int(beyond_edge(means.groupby("passes").min(), gain) or 0)
-        if beyond or not 1 <= passes <= most[conditioning, member] or passes in rates:
-            continue
-        # Longer trainings have smaller rates: begin with the best one of the neighbour, and the next in that direction.
-        longer = passes > max(rates)
-        losses = rates[max(rates) if longer else min(rates)]
-        best, step = losses.idxmin(), losses.index[1] / losses.index[0] if len(losses) > 1 else 1.0
-        next_one = _rounded(best / step if longer else best * step)
-        found += [Choice(conditioning, member, passes, lr) for lr in sorted({float(best), next_one})]
-    return found
-
-
 def in_between(plan: Plan, every: Any) -> list[Choice]:
     """For the β-VAEs of `finer`, a rate between the best one and the better of its neighbours, for each number of passes."""
     found = []
     for member in plan.finer:
         mine = every[(every["conditioning"] == DEDICATED) & (every["member"] == member)]
-        for by in CHOSEN_BY.values():
-            means = _means(mine, by)
+        for by in searching.CHOSEN_BY.values():
+            means = searching.means_of(mine, by)
             for passes in sorted({plan.passes, round(plan.against * plan.passes)}):
                 losses = means[passes]
                 best = int(losses.argmin())
                 near = losses.iloc[max(best - 1, 0) : best + 2].drop(losses.index[best])
-                lr = _rounded(math.sqrt(losses.index[best] * near.idxmin()))
+                lr = searching.rounded(math.sqrt(losses.index[best] * near.idxmin()))
                 found.append(Choice(DEDICATED, member, passes, lr))
     return list(dict.fromkeys(found))
-
-
-def beyond_edge(losses: Any, gain: float) -> float | None:
-    """What to try next where the smallest of losses (with what they are losses of as their index) is the first or the last.
-
-    None where it is neither, or is not better than all others by `gain`.
-    """
-    places, best = losses.index, int(losses.argmin())
-    if len(losses) < 2 or best not in (0, len(losses) - 1) or not losses.iloc[best] < losses.drop(places[best]).min() - gain:
-        return None
-    return places[best] ** 2 / places[1 if best == 0 else -2]
-
-
-def _rounded(lr: float) -> float:
-    return float(f"{lr:.2g}")
-
-
-def choose(plan: Plan, every: Any, entrant: Entrant, times: float, by: str) -> list[Choice]:
-    """The best trainings of an entrant by a loss, of at most so many times its passes, one for each member."""
-    found = []
-    for member in entrant.members:
-        mine = (every["conditioning"] == entrant.conditioning) & (every["member"] == member)
-        known = every["seed"].isin(plan.seeds[: plan.search]) & (every["passes"] <= times * entrant.passes)
-        means = _means(every[mine & known], by)
-        passes, lr = means.idxmin()
-        if not math.isfinite(means.min()):
-            raise RuntimeError(f"every training of {entrant.name} diverged")
-        found.append(Choice(entrant.conditioning, member, int(passes), float(lr)))
-    return found
-
-
-def _means(rows: Any, by: str) -> Any:
-    """The mean of a loss for each number of passes and learning rate; infinite where one diverged."""
-    each = rows.groupby(["passes", "lr"])[by]
-    means = each.agg(lambda values: values.mean(skipna=False)).fillna(math.inf)
-    return means.where(each.size() == each.size().max(), math.inf)
 
 
 def train(
@@ -408,7 +327,7 @@ def trained(
     shape = {"shape": ds.shape, "network": network, "hidden": hidden, "latent_dim": latent_dim} | likelihood(ds)
 
     def make() -> models.VAE:
-        return models.VAE(**shape) if conditioning == DEDICATED else many(conditioning, shape, (low, high))
+        return models.VAE(**shape) if conditioning == DEDICATED else responses.many(conditioning, shape, (low, high))
 
     each = [objectives.BetaVAE(member) if conditioning == DEDICATED else objectives.MultiBeta(member) for member in members]
     config = training.TrainConfig(passes, batch, lr, "one_cycle", device=device)
@@ -416,62 +335,6 @@ def trained(
         return sweep(make, ds, objectives=each, seeds=seeds, config=config, store=store)
     except training.Diverged as stopped:
         return stopped.runs
-
-
-def many(conditioning: str, shape: dict[str, Any], beta_range: tuple[float, float]) -> models.MultiBetaVAE:
-    """A new model of many β."""
-    kind = {"free variance": FreeVariance, "gain": Gain}.get(conditioning, models.MultiBetaVAE)
-    model = kind(**shape, beta_range=beta_range, conditioning="gates" if conditioning == "gates" else "film")
-    if conditioning == "log β alone":
-        response: Any = model.response
-        response.features = straight(beta_range)
-        modulation = nn.Linear(1, response.modulation.out_features)
-        nn.init.zeros_(modulation.weight)
-        modulation.bias.data.copy_(response.modulation.bias.data)
-        response.modulation = modulation
-    return model
-
-
-class FreeVariance(models.MultiBetaVAE):
-    """The posterior's log-variance as the encoder gives it, without the response to β that the linear optimum has."""
-
-    def encode(self, x: torch.Tensor, condition: Condition) -> distributions.Independent:
-        mean, log_variance = self.encoder(self._flat(x), condition.encoder).chunk(2, dim=-1)
-        return normal(mean, (0.5 * log_variance).exp())
-
-
-class Gain(models.MultiBetaVAE):
-    """Networks that do not see β: it scales and shifts what the encoder says of the code, and scales the decoder's input.
-
-    So do codecs of variable rate (Cui et al. 2021). The posterior's log-variance has the response to β that film has.
-    """
-
-    def _build(self, network: str, hidden: tuple[int, ...], **own: nn.Module) -> None:
-        super()._build(network, hidden, **own)
-        self.inverse = nn.Linear(cast(Any, self.response).features.size, self.latent_dim)
-        nn.init.zeros_(self.inverse.weight)
-        nn.init.ones_(self.inverse.bias)
-
-    def condition(self, log_beta: torch.Tensor) -> Condition:
-        _, encoder, decoder = super().condition(log_beta)
-        same = [(1.0 - index % 2) * torch.ones_like(part) for index, part in enumerate([*encoder, *decoder])]
-        return Condition(log_beta, [*same[: len(encoder) - 2], *encoder[-2:]], same[len(encoder) :])
-
-    def outputs(self, z: torch.Tensor, condition: Condition) -> torch.Tensor:
-        return super().outputs(z * self.scale(condition.log_beta), condition)
-
-    def scale(self, log_beta: torch.Tensor) -> torch.Tensor:
-        """What the decoder's input is multiplied by."""
-        return self.inverse(cast(Any, self.response).features(log_beta))
-
-
-def straight(beta_range: tuple[float, float]) -> nn.Linear:
-    """log β, from −1 to 1 over the range, in place of the features: a layer that is not trained."""
-    low, high = map(math.log, beta_range)
-    layer = nn.Linear(1, 1).requires_grad_(False)
-    layer.weight.fill_(2 / (high - low))
-    layer.bias.fill_((low + high) / (low - high))
-    return layer
 
 
 # What is compared.
@@ -494,8 +357,8 @@ def compared(plan: Plan, every: Any, times: float, seeds: tuple[int, ...]) -> An
     """A tidy frame of all that is compared, where it may have so many times its passes."""
     rows = []
     for entrant in entrants(plan):
-        for split, by in CHOSEN_BY.items():
-            for choice in choose(plan, every, entrant, times, by):
+        for split, by in searching.CHOSEN_BY.items():
+            for choice in searching.choose(plan, every, entrant, times, by):
                 mine = np.logical_and.reduce([every[name] == value for name, value in choice._asdict().items()])
                 for each in every[mine & every["seed"].isin(seeds)].to_dict("records"):
                     place = {"objective": entrant.name, "split": split, "n": each[f"{split} n"], "stderr": None}
@@ -614,7 +477,7 @@ def _crossed(plan: Plan, frame: Any, objective: str, whose: str) -> convergence.
 
 def _said(plan: Plan, frame: Any, other: Any) -> str:
     found, said = results.over_seeds(_free(plan, frame), by=["split", "objective"]), []
-    for split in CHOSEN_BY:
+    for split in searching.CHOSEN_BY:
         said.append("; ".join(f"{name} {mean:+}" for name, mean in found[split].items()) + f" ({split})")
     own = results.over_seeds(regrets(other), by=["split", "objective", "beta"])["train"][plan.kinds[0]].drop("mean")
     after = ", ".join(f"{regret:+} at β = {beta}" for beta, regret in own.items())
@@ -631,13 +494,13 @@ def _said(plan: Plan, frame: Any, other: Any) -> str:
 def _kept(plan: Plan, lab: Lab, every: Any) -> training.Run:
     """The training of the first kind at equal steps, with the first seed: from the store, where there is one."""
     entrant = next(each for each in entrants(plan) if each.name == plan.kinds[0])
-    [choice] = choose(plan, every, entrant, 1, CHOSEN_BY["test"])
+    [choice] = searching.choose(plan, every, entrant, 1, searching.CHOSEN_BY["test"])
     seed = plan.seeds[0]
     cell = {name: plan.settings[name] for name in (*DATA, *SHAPE)} | choice._asdict() | {"seed": seed}
     [found] = lab.map(weights, [cell], "the model that is kept")
     ds = plan.data()
     shape = {"shape": ds.shape, "network": plan.network, "hidden": plan.hidden, "latent_dim": plan.latent_dim}
-    model = many(choice.conditioning, shape | likelihood(ds), (plan.low, plan.high))
+    model = responses.many(choice.conditioning, shape | likelihood(ds), (plan.low, plan.high))
     model.load_state_dict({name: torch.from_numpy(found[name]) for name in model.state_dict()})
     config = training.TrainConfig(choice.passes, plan.batch, choice.lr, "one_cycle", seed, device="cpu")
     return training.Run(model, objectives.MultiBeta(choice.member), config, found["history"], found["seconds"])

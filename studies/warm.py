@@ -30,13 +30,13 @@ import numpy as np
 import pandas as pd
 
 from nbvae import checks, data, estimators, models, results, training
-from studies import convergence, multi_beta
+from studies import convergence, multi_beta, searching
 from studies.lab import Lab, sweep
-from studies.multi_beta import Choice, Entrant
 from studies.objectives import likelihood
 from studies.plan import Plan as Common
 from studies.plan import load
 from studies.record import Record
+from studies.searching import Choice, Entrant
 
 QUESTION = (
     "What does a curve of β-VAEs cost, each begun as the one of the β before, beside fresh ones and beside one model for all?"
@@ -120,7 +120,7 @@ def plan(dataset: str, budget: str) -> Plan:
     else:
         # Found to be needed on the digits, of chains from the largest β: their first models are behind their own last ones, and
         # longer training moves what they lose on new images, and what they lose against fresh ones at the compute of one.
-        aside = ("regret test", *(f"{BEGUN} {split}" for split in multi_beta.CHOSEN_BY))
+        aside = ("regret test", *(f"{BEGUN} {split}" for split in searching.CHOSEN_BY))
         full = full.changed(crossed=(FRESH, UP), unclaimed=tuple(f"{name} {DOWN}" for name in aside))
     short = full.changed(lrs=full.lrs[1:2], draws=1, seeds=(0, 1), again=2, search=1, against=2.0)
     if budget == "quick":
@@ -180,7 +180,7 @@ def search(plan: Plan, lab: Lab) -> Any:
     every: Any = pd.DataFrame()
     while todo:
         every = pd.concat([every, trainings(plan, lab, [(choice, first) for choice in todo], "the search")], ignore_index=True)
-        beyond = [each for by in multi_beta.CHOSEN_BY.values() for each in multi_beta.further(every, most, plan.gain, by)]
+        beyond = [each for by in searching.CHOSEN_BY.values() for each in searching.further(every, most, plan.gain, by)]
         todo = [each for each in dict.fromkeys(beyond) if each.passes >= count]
     return every
 
@@ -188,9 +188,9 @@ def search(plan: Plan, lab: Lab) -> Any:
 def choices(plan: Any, searched: Any) -> dict[tuple[str, str], list[Choice]]:
     """The best trainings of each entrant for each split."""
     return {
-        (entrant.name, split): multi_beta.choose(plan, searched, entrant, 1, by)
+        (entrant.name, split): searching.choose(plan, searched, entrant, 1, by)
         for entrant in entrants(plan)
-        for split, by in multi_beta.CHOSEN_BY.items()
+        for split, by in searching.CHOSEN_BY.items()
     }
 
 
@@ -382,7 +382,7 @@ def _checks(plan: Plan, frames: dict[int, Any]) -> list[convergence.Check]:
 
 def _said(plan: Plan, frame: Any) -> str:
     claims, passes, said = claims_of(frame), passes_of(frame), []
-    for split in multi_beta.CHOSEN_BY:
+    for split in searching.CHOSEN_BY:
         each = "; ".join(f"{name} {claim:+} in {passes[split, name]} passes" for name, claim in claims[split].items())
         said.append(f"{each} ({split}, fresh ones in {passes[split, FRESH]})")
     behind = {}

@@ -13,7 +13,9 @@ from errors import one_line
 import studies
 from nbvae import data, estimators, models, results
 from studies import multi_beta as study
-from studies.multi_beta import Choice, Entrant, Plan
+from studies import responses, searching
+from studies.multi_beta import Plan
+from studies.searching import Choice, Entrant
 
 BY = "validation loss"
 SHAPE = {"shape": (4,), "network": "mlp", "hidden": (5,), "latent_dim": 3}
@@ -42,18 +44,18 @@ MOST = {("film", member): 16 for member in (0.5, 1.0, 2.0, 3.0)}
     ],
 )
 def test_the_search_goes_on_while_the_best_learning_rate_is_an_edge(losses, lrs):
-    assert study.further(rows(losses), MOST, 0.1, BY) == [Choice("film", 1.0, 8, lr) for lr in lrs]
+    assert searching.further(rows(losses), MOST, 0.1, BY) == [Choice("film", 1.0, 8, lr) for lr in lrs]
 
 
 def test_each_member_and_number_of_passes_is_searched_by_its_mean_over_seeds_and_betas():
     up, down, flat = {0.01: 2.0, 0.02: 1.0}, {0.01: 1.0, 0.02: 2.0}, {0.01: 1.5, 0.02: 1.5}
     every = pd.concat([rows(up, 0.5), rows(down, 0.5, passes=4), rows(up, 2.0), rows(down, 2.0, seed=1), rows(flat, 3.0)])
-    assert study.further(every, MOST, 0.1, BY) == [Choice("film", 0.5, 4, 0.005), Choice("film", 0.5, 8, 0.04)]
+    assert searching.further(every, MOST, 0.1, BY) == [Choice("film", 0.5, 4, 0.005), Choice("film", 0.5, 8, 0.04)]
     two = {(0.01, 0.1): 5.0, (0.02, 0.1): 3.0, (0.01, 1.0): 1.0, (0.02, 1.0): 2.0}
-    assert study.further(rows(two), MOST, 0.1, BY) == [Choice("film", 1.0, 8, 0.04)]
+    assert searching.further(rows(two), MOST, 0.1, BY) == [Choice("film", 1.0, 8, 0.04)]
     # A training that lacks a seed diverged before its first epoch.
     lacking = pd.concat([rows({0.01: 2.0, 0.02: 1.0}), rows({0.01: 2.0}, seed=1)])
-    assert study.further(lacking, MOST, 0.1, BY) == [Choice("film", 1.0, 8, 0.005)]
+    assert searching.further(lacking, MOST, 0.1, BY) == [Choice("film", 1.0, 8, 0.005)]
 
 
 def test_a_finer_search_is_between_the_best_rate_and_the_better_of_its_neighbours():
@@ -61,11 +63,11 @@ def test_a_finer_search_is_between_the_best_rate_and_the_better_of_its_neighbour
     losses = {0.01: 3.0, 0.02: 1.0, 0.04: 2.0}
     tried = [rows(losses, passes=8), rows({0.01: 1.0, 0.04: 2.0, 0.16: 3.0}, passes=16), rows(losses, 0.3, passes=8)]
     every = pd.concat(tried).assign(conditioning=study.DEDICATED)
-    every = every.assign(**{name: every[BY] for name in study.CHOSEN_BY.values()})
+    every = every.assign(**{name: every[BY] for name in searching.CHOSEN_BY.values()})
     expected = [Choice(study.DEDICATED, 1.0, 8, 0.028), Choice(study.DEDICATED, 1.0, 16, 0.02)]
     assert study.in_between(plan, every) == expected
     # What the other loss would choose is tried as well.
-    other = every.assign(**{study.CHOSEN_BY["train"]: -every[BY]})
+    other = every.assign(**{searching.CHOSEN_BY["train"]: -every[BY]})
     assert set(expected) < set(study.in_between(plan, other))
     assert study.in_between(plan.changed(finer=()), every) == []
     with pytest.raises(ValueError, match="finer must be some of betas"):
@@ -87,13 +89,13 @@ def test_the_search_goes_on_while_the_best_number_of_passes_is_an_edge(few, many
             rows({0.01: least + 0.5, 0.02: least, 0.04: least + 0.5}, passes=passes) for passes, least in ((4, few), (8, many))
         ]
 
-    assert study.further(pd.concat(every(few, many)), MOST, 0.1, BY) == [Choice("film", 1.0, *each) for each in found]
+    assert searching.further(pd.concat(every(few, many)), MOST, 0.1, BY) == [Choice("film", 1.0, *each) for each in found]
     # Not beyond what is allowed, not below one pass, and not before the learning rates are found.
-    assert study.further(pd.concat(every(3.0, 2.0)), {("film", 1.0): 15}, 0.1, BY) == []
+    assert searching.further(pd.concat(every(3.0, 2.0)), {("film", 1.0): 15}, 0.1, BY) == []
     shorter = [rows({0.01: loss}, passes=passes) for passes, loss in ((1, 1.0), (2, 2.0))]
-    assert study.further(pd.concat(shorter), MOST, 0.1, BY) == []
+    assert searching.further(pd.concat(shorter), MOST, 0.1, BY) == []
     edge = [*every(3.0, 2.0), rows({0.08: 1.0}, passes=8)]
-    assert study.further(pd.concat(edge), MOST, 0.1, BY) == [Choice("film", 1.0, 8, 0.16)]
+    assert searching.further(pd.concat(edge), MOST, 0.1, BY) == [Choice("film", 1.0, 8, 0.16)]
 
 
 def test_the_best_training_is_chosen_on_the_seeds_of_the_search_and_within_the_passes():
@@ -109,13 +111,13 @@ def test_the_best_training_is_chosen_on_the_seeds_of_the_search_and_within_the_p
         ]
     )
     one = Entrant("one", "film", (1.0,), 8)
-    assert study.choose(plan, every, one, 1, BY) == [Choice("film", 1.0, 8, 0.01)]
-    assert study.choose(plan, every, one, 2, BY) == [Choice("film", 1.0, 16, 0.01)]
-    assert study.choose(plan, every, one._replace(passes=4), 1, BY) == [Choice("film", 1.0, 4, 0.02)]
+    assert searching.choose(plan, every, one, 1, BY) == [Choice("film", 1.0, 8, 0.01)]
+    assert searching.choose(plan, every, one, 2, BY) == [Choice("film", 1.0, 16, 0.01)]
+    assert searching.choose(plan, every, one._replace(passes=4), 1, BY) == [Choice("film", 1.0, 4, 0.02)]
     both = one._replace(members=(0.0, 1.0))
-    assert study.choose(plan, every, both, 1, BY) == [Choice("film", 0.0, 4, 0.02), Choice("film", 1.0, 8, 0.01)]
+    assert searching.choose(plan, every, both, 1, BY) == [Choice("film", 0.0, 4, 0.02), Choice("film", 1.0, 8, 0.01)]
     with pytest.raises(RuntimeError, match="every training of one diverged"):
-        study.choose(plan, rows({0.01: math.inf, 0.02: math.nan}), one, 1, BY)
+        searching.choose(plan, rows({0.01: math.inf, 0.02: math.nan}), one, 1, BY)
 
 
 def test_one_model_never_has_more_compute_than_the_beta_vaes():
@@ -139,8 +141,8 @@ def test_what_is_compared_with_half_its_passes_is_searched_as_what_is_compared_w
     losses = rows({0.01: 3.0, 0.02: 2.0}, passes=64), rows({0.01: 1.0, 0.02: 1.5}, passes=128)
     one, both = Entrant("one", "film", (1.0,), 128), pd.concat(losses)
     longer = longer.changed(seeds=(0, 1), again=2, search=1)
-    assert study.choose(longer, both, one, 1.0, BY) == [Choice("film", 1.0, 128, 0.01)]
-    assert study.choose(longer, both, one, longer.against, BY) == [Choice("film", 1.0, 64, 0.02)]
+    assert searching.choose(longer, both, one, 1.0, BY) == [Choice("film", 1.0, 128, 0.01)]
+    assert searching.choose(longer, both, one, longer.against, BY) == [Choice("film", 1.0, 64, 0.02)]
 
 
 @pytest.mark.parametrize(
@@ -474,7 +476,7 @@ def test_points_of_a_convex_curve_pass_the_cross_table_and_swapped_ones_do_not()
 
 def at_start(conditioning: str) -> models.MultiBetaVAE:
     torch.manual_seed(0)
-    return study.many(conditioning, SHAPE, (0.01, 100.0))
+    return responses.many(conditioning, SHAPE, (0.01, 100.0))
 
 
 def test_without_the_response_a_new_model_has_one_variance_for_all_betas_and_film_has_not():
@@ -523,25 +525,25 @@ def test_every_conditioning_is_trained_in_a_sweep_with_a_store_as_alone(conditio
 
 
 def test_log_beta_alone_modulates_linearly_from_the_start_of_film():
-    responses: Any = [at_start(conditioning).response for conditioning in ("log β alone", "film")]
+    both: Any = [at_start(conditioning).response for conditioning in ("log β alone", "film")]
 
     def modulations(response: Any, beta: float) -> torch.Tensor:
         encoder, decoder = response(torch.tensor([math.log(beta)]))
         return torch.cat([*encoder, *decoder])
 
     for beta in (0.01, 1.0, 100.0):
-        ours, theirs = (modulations(response, beta) for response in responses)
+        ours, theirs = (modulations(response, beta) for response in both)
         assert torch.equal(ours, theirs)  # scales 1 and shifts 0
-    torch.nn.init.normal_(responses[0].modulation.weight)
-    low, middle, high = (modulations(responses[0], beta) for beta in (0.01, 1.0, 100.0))
+    torch.nn.init.normal_(both[0].modulation.weight)
+    low, middle, high = (modulations(both[0], beta) for beta in (0.01, 1.0, 100.0))
     torch.testing.assert_close(middle, (low + high) / 2)
     assert (low - high).abs().min() > 1e-4
     ends = torch.tensor([[math.log(0.01)], [math.log(100.0)]])
-    torch.testing.assert_close(study.straight((0.01, 100.0))(ends), torch.tensor([[-1.0], [1.0]]))
+    torch.testing.assert_close(responses.straight((0.01, 100.0))(ends), torch.tensor([[-1.0], [1.0]]))
     x = torch.bernoulli(torch.full((20, 4), 0.5))
     ds = data.Dataset("coins", x, x, x)
     [run] = study.trained(ds, "mlp", [5], 3, 10, 0.01, 100.0, "log β alone", [0.0], 1, 1e-2, [0], None, "cpu")
-    assert torch.equal(run.model.response.features.weight, study.straight((0.01, 100.0)).weight)
+    assert torch.equal(run.model.response.features.weight, responses.straight((0.01, 100.0)).weight)
     assert run.model.response.modulation.weight.any()
 
 
@@ -569,6 +571,6 @@ def test_the_full_plan_of_digits_keeps_a_model_under_the_size_that_is_recorded(t
     assert not study.plan("mnist", "full").keep
     kind = study.Kind.of(plan.kinds[0])
     shape = {"shape": (1, 8, 8), "network": plan.network, "hidden": plan.hidden, "latent_dim": plan.latent_dim}
-    model = study.many(kind.conditioning, shape, (plan.low, plan.high))
+    model = responses.many(kind.conditioning, shape, (plan.low, plan.high))
     assert sum(value.numel() for value in model.state_dict().values()) * 4 < 900_000
     assert dataclasses.replace(plan, keep=False).hash != plan.hash

@@ -12,7 +12,7 @@ from errors import one_line
 from nbvae import data, results, training
 from studies import multi_beta
 from studies import warm as study
-from studies.multi_beta import Choice
+from studies.searching import Choice
 from studies.warm import DOWN, FRESH, ONE, UP, Plan
 
 BETAS = [0.1, 1.0, 10.0]
