@@ -13,7 +13,7 @@ differ from zero, its 95 % interval is that of Student's t, which knows how few 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import pandas as pd
@@ -205,6 +205,21 @@ def clear(frame: Any, by: list[str], least: float = 2.0) -> Any:
         return abs(_in_halves(Estimate.over_runs(values.to_numpy()))) > least
 
     return frame.groupby(by, sort=False).filter(lambda each: is_clear(each["value"]))
+
+
+def without(rows: Any, by: Sequence[str], unclaimed: tuple[str, ...]) -> Any:
+    """The rows but those of what is not claimed: the columns in `by`, joined by spaces, begin with one of `unclaimed`.
+
+    >>> frame = pd.DataFrame({"quantity": ["regret", "regret"], "beta": ["0.1", "mean"]})
+    >>> without(frame, ["quantity", "beta"], ("regret mean",))["beta"].tolist()
+    ['0.1']
+    """
+    return rows[~rows[list(by)].agg(" ".join, axis=1).str.startswith(unclaimed)] if unclaimed else rows
+
+
+def not_claimed(check: Check, unclaimed: tuple[str, ...]) -> Check:
+    """The check, which says what is not claimed as well."""
+    return replace(check, found=f"{check.found}; not claimed are {', '.join(unclaimed)}") if unclaimed else check
 
 
 def same_side(frame: pd.DataFrame, by: list[str]) -> Check:

@@ -90,6 +90,8 @@ class Plan(Common):
     - `drawn`, `neighbours`, `nearest`, `resamplings`: as in `studies.samplers`.
     - `largest_error`, `largest_share`: the most that the standard error of a regret, in nats, and of a difference of overheads
       may be, unless it is at most a quarter of it.
+    - `unclaimed`: what is measured and not claimed to be on one side of zero, by how its name begins, with quantity, what it is
+      compared with, training and sampler, as "frechet mixture consistent noise recursive, x drawn".
     """
 
     ladder: tuple[float, ...] = (2.0, 1.0, 0.5, 0.25, 0.125, 0.0625)
@@ -115,6 +117,7 @@ class Plan(Common):
     resamplings: int = 10
     largest_error: float = 0.1
     largest_share: float = 0.01
+    unclaimed: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     def __post_init__(self) -> None:
@@ -422,13 +425,13 @@ def _checks(plan: Plan, frame: Any) -> list[convergence.Check]:
     """Twice the passes against the sides that are claimed; and errors of overheads and regrets, whether claimed or not."""
     changes = effects(frame, plan.components)
     once = changes[changes["passes"] == plan.passes]
-    claims = claimed(once)[PLACE].drop_duplicates()
+    claims = convergence.without(claimed(once), PLACE, plan.unclaimed)[PLACE].drop_duplicates()
     both = changes[changes["seed"].isin(plan.seeds[: plan.again])].merge(claims)
     known = once[once["than"] == USUAL].groupby(PLACE, sort=False)["value"]
     means = {key: Estimate.over_runs(each.to_numpy()) for key, each in known}
     own = {name: {f"{key[2]} {key[3]}".strip(): mean for key, mean in means.items() if key[0] == name} for name in LEAST}
     return [
-        convergence.same_side(both, PLACE[1:]),
+        convergence.not_claimed(convergence.same_side(both, PLACE[1:]), plan.unclaimed),
         _named("regrets", convergence.errors(own["regret"], plan.largest_error)),
         _named("overheads", convergence.errors(own["overhead"], plan.largest_share)),
     ]

@@ -36,6 +36,7 @@ CHAPTER = "05_one_model_many_betas"
 DATASETS = ("digits", "mnist", "glyphs")
 DEDICATED = "β-VAE"
 ABOVE = "regret above the first kind's"
+NAMED = ["quantity", "split", "objective", "beta"]  # by these a claim is named
 DATA = ("dataset", "binarize", "images")
 SHAPE = ("network", "hidden", "latent_dim", "batch", "low", "high")
 CONDITIONINGS = ("film", "gates", "gain", "free variance", "log β alone")
@@ -414,7 +415,7 @@ def claims_of(plan: Plan, frame: Any) -> Any:
 
     What the others lose shrinks for as long as they are trained.
     """
-    return results.over_seeds(_claimed(plan, _free(plan, frame)), by=["split", "objective"])
+    return results.over_seeds(convergence.without(_free(plan, frame), NAMED, plan.unclaimed), by=["split", "objective"])
 
 
 def _free(plan: Plan, frame: Any) -> Any:
@@ -449,23 +450,15 @@ def _checks(plan: Plan, frames: Mapping[int, Any]) -> list[convergence.Check]:
     both = pd.concat([regrets(frame).assign(passes=passes) for passes, frame in frames.items()])
     both = both[both["seed"].isin(some)].merge(pd.DataFrame(limits))
     keys = ["split", "objective", "beta"]
-    clear = convergence.clear(_claimed(plan, sides(plan, frames[plan.passes])), ["quantity", *keys])
-    clear = clear[["quantity", *keys]].drop_duplicates()
+    clear = convergence.clear(convergence.without(sides(plan, frames[plan.passes]), NAMED, plan.unclaimed), NAMED)
+    clear = clear[NAMED].drop_duplicates()
     on: Any = pd.concat([sides(plan, frame).merge(clear).assign(passes=passes) for passes, frame in frames.items()])
     one_side = convergence.same_side(on[on["seed"].isin(some)], keys)
-    if plan.unclaimed:
-        one_side = replace(one_side, found=f"{one_side.found}; not claimed are {', '.join(plan.unclaimed)}")
     return [
         convergence.errors({f"{name}, {split}": claim for (split, name), claim in claims.items()}, plan.largest_error),
         convergence.twice(both, keys),
-        one_side,
+        convergence.not_claimed(one_side, plan.unclaimed),
     ]
-
-
-def _claimed(plan: Plan, rows: Any) -> Any:
-    """The rows but those of what is not claimed."""
-    named = rows[["quantity", "split", "objective", "beta"]].agg(" ".join, axis=1)
-    return rows[~named.str.startswith(plan.unclaimed)] if plan.unclaimed else rows
 
 
 def _crossed(plan: Plan, frame: Any, objective: str, whose: str) -> convergence.Check:

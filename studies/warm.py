@@ -367,17 +367,14 @@ def crossed(plan: Plan, frame: Any, name: str) -> tuple[Any, convergence.Check]:
 
 def _checks(plan: Plan, frames: dict[int, Any]) -> list[convergence.Check]:
     """The errors of what is claimed, and its sides after the plan's passes and the others, of what is clear of zero."""
-    keys = ["quantity", "split", "objective", "beta"]
+    keys = multi_beta.NAMED
     each = {passes: sides(frame) for passes, frame in frames.items()}
     clear = convergence.clear(each[plan.passes], keys)[keys].drop_duplicates()
-    if plan.unclaimed:
-        clear = clear[~clear.agg(" ".join, axis=1).str.startswith(plan.unclaimed)]
+    clear = convergence.without(clear, keys, plan.unclaimed)
     both: Any = pd.concat([rows.merge(clear).assign(passes=passes) for passes, rows in each.items()])
     one_side = convergence.same_side(both[both["seed"].isin(plan.seeds[: plan.again])], keys[1:])
-    if plan.unclaimed:
-        one_side = replace(one_side, found=f"{one_side.found}; not claimed are {', '.join(plan.unclaimed)}")
     claims = {f"{name}, {split}": claim for (split, name), claim in claims_of(frames[plan.passes]).items()}
-    return [convergence.errors(claims, plan.largest_error), one_side]
+    return [convergence.errors(claims, plan.largest_error), convergence.not_claimed(one_side, plan.unclaimed)]
 
 
 def _said(plan: Plan, frame: Any) -> str:

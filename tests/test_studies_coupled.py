@@ -320,6 +320,18 @@ def test_twice_the_passes_must_leave_sides(changes, passed):
     assert [each.passed for each in study._checks(plan, frame)] == passed
 
 
+def test_a_side_that_turns_is_a_failure_unless_the_plan_says_that_it_is_not_claimed():
+    plan = Plan(passes=4, seeds=(0, 1, 2), again=3)
+    frame = pd.concat([rows(4), rows(8, losses=LOSSES | {FOLLOW: 2.0})])
+    turned = study._checks(plan, frame)[0]
+    assert not turned.passed
+    names = tuple(f"regret {than} {FOLLOW}" for than in (USUAL, PAIRS))
+    assert not study._checks(plan.changed(unclaimed=names[:1]), frame)[0].passed
+    left = study._checks(plan.changed(unclaimed=(*names, "last distortion")), frame)[0]
+    assert left.passed
+    assert left.found.endswith("not claimed are " + ", ".join((*names, "last distortion")))
+
+
 def test_errors_that_are_too_large_to_see_a_regret_fail():
     plan = Plan(passes=4, seeds=(0, 1, 2), again=3)
     frame = pd.concat([rows(4, noise=1.0), rows(8, noise=1.0)])
