@@ -214,7 +214,9 @@ def without(rows: Any, by: Sequence[str], unclaimed: tuple[str, ...]) -> Any:
     >>> without(frame, ["quantity", "beta"], ("regret mean",))["beta"].tolist()
     ['0.1']
     """
-    return rows[~rows[list(by)].agg(" ".join, axis=1).str.startswith(unclaimed)] if unclaimed else rows
+    if not unclaimed or rows.empty:
+        return rows
+    return rows[~rows[list(by)].agg(" ".join, axis=1).str.startswith(unclaimed)]
 
 
 def not_claimed(check: Check, unclaimed: tuple[str, ...]) -> Check:
