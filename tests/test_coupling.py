@@ -212,6 +212,21 @@ def test_encoded_ladders_have_each_posterior_and_the_copies(x):
 
 
 @pytest.mark.parametrize("kind", ["channel", "matrix"])
+def test_the_search_on_some_of_many_examples_finds_what_all_of_them_have(kind, monkeypatch):
+    """Curved means and deviations of each example's own: no closed form, and the search on all is the reference."""
+    generator = torch.Generator().manual_seed(3)
+    u = torch.randn(6000, 3, generator=generator, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
+    fine = u + 0.2 * u.square(), 0.1 * (1 + u.tanh().square())
+    coarse = (u @ (turn if kind == "matrix" else torch.eye(3).double())).tanh(), 0.3 + 0.2 * u.sigmoid()
+    some = posterior.Coupling.fit(coarse, fine, kind)
+    monkeypatch.setattr("nbvae.posterior.coupling._LEAST", 10**6)
+    every = posterior.Coupling.fit(coarse, fine, kind)
+    assert not torch.equal(some.gain, every.gain)
+    assert every.cost(coarse, fine) - 1e-9 < some.cost(coarse, fine) < every.cost(coarse, fine) + 1e-3
+
+
+@pytest.mark.parametrize("kind", ["channel", "matrix"])
 def test_dead_latents_and_unrelated_codes_are_left_uncoupled_and_finite(kind):
     coarse, fine = code(200, 4), code(200, 4, 1)
     for each in (coarse, fine):  # two latents of each say nothing
