@@ -153,6 +153,8 @@ def plan(dataset: str, budget: str) -> Plan:
         over = (f"overhead {than} {AGREE} channel" for than in (USUAL, PAIRS))
         drawn = f"frechet {MIXTURE} {FOLLOW} recursive, x drawn"
         full = full.changed(unclaimed=(drawn, *over, f"regret {PAIRS} consistent"))
+    if dataset == "mnist":
+        full = full.changed(unclaimed=(f"frechet {MIXTURE} {FOLLOW} {CHOSEN}",))
     if dataset == "glyphs":
         drawn = (
             f"frechet {USUAL} {AGREE} {CHOSEN}",
