@@ -15,7 +15,7 @@ Pairs that are drawn independently tell that from what twice the draws do.
 is added: the nats by which the coarse code tells of the fine image less than the fine code does. For Bernoulli pixels and for
 Gaussian ones of one σ it is KL(p(x|z′, β′) ‖ p(x|z, β)). What it asks for depends on how the codes are drawn. Let z be a *copy*
 of z′ that knows nothing more of x. The best fine image is E[x|z′], and its mean given z is E[x|z], the best coarse image: C
-then asks the coarse decoder for what D asks it for, and it asks both encoders for codes that tell alike. Let z and z′ have the
+then asks the coarse decoder for what D asks it for, and the coarse encoder for a code that tells more. Let z and z′ have the
 *same noise*, as near as can be to z′ as a function of z. Then C asks the coarse decoder for the fine image of one z′ and not
 for a mean of many, from each β to the next: noise of the prior is to be decoded to what the finest code would have given. The
 consistency models of Song et al. (2023) and, with a VAE's encoder, CoVAE (Silvestri et al. 2025) are trained on this. CoVAE has
