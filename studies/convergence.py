@@ -19,6 +19,7 @@ from typing import Any, cast
 import pandas as pd
 from scipy import stats
 
+from nbvae import checks
 from nbvae.results import Estimate
 
 
@@ -205,6 +206,13 @@ def clear(frame: Any, by: list[str], least: float = 2.0) -> Any:
         return abs(_in_halves(Estimate.over_runs(values.to_numpy()))) > least
 
     return frame.groupby(by, sort=False).filter(lambda each: is_clear(each["value"]))
+
+
+def accept_unclaimed(unclaimed: Sequence[str], beginnings: Sequence[str]) -> None:
+    """Refuse what begins as no claim does: it would be left out of nothing."""
+    for name in unclaimed:
+        if not name.startswith(tuple(beginnings)):
+            raise ValueError(f"what is unclaimed must begin with one of {', '.join(beginnings)}; got {checks.short(name)}")
 
 
 def without(rows: Any, by: Sequence[str], unclaimed: tuple[str, ...]) -> Any:

@@ -137,6 +137,8 @@ class Plan(Common):
             raise ValueError(f"ratio must be above 1 and leave both β of a pair in the range; got {self.ratio:g}")
         if not 2 <= self.again <= len(self.seeds):
             raise ValueError("errors need at least two seeds, also of those that are trained again")
+        beginnings = [f"{what} {than}" for what in LEAST for than in (USUAL, PAIRS)] + [f"frechet {MIXTURE}"]
+        convergence.accept_unclaimed(self.unclaimed, beginnings)
 
 
 def plan(dataset: str, budget: str) -> Plan:

@@ -105,8 +105,12 @@ class Plan(Common):
             raise ValueError("kinds must be different, at least one")
         for name in ("betas", "lrs"):
             each = getattr(self, name)
-            if not each or list(each) != sorted(set(each)) or each[0] <= 0:
-                raise ValueError(f"{name} must be numbers > 0, from the smallest to the largest; got {checks.short(each)}")
+            if len(each) < 1 + (name == "betas") or list(each) != sorted(set(each)) or each[0] <= 0:
+                what = "at least two numbers" if name == "betas" else "numbers"
+                raise ValueError(f"{name} must be {what} > 0, from the smallest to the largest; got {checks.short(each)}")
+        convergence.accept_unclaimed(
+            self.unclaimed, [f"{what} {split}" for what in ("regret", ABOVE) for split in searching.CHOSEN_BY]
+        )
         if not set(self.finer) <= set(self.betas):
             raise ValueError(f"finer must be some of betas, {self.betas}; got {self.finer}")
         if not self.points or len(set(self.points)) < len(self.points) or min(self.points) < 1:
@@ -124,8 +128,8 @@ class Plan(Common):
     @property
     def begin(self) -> list[int]:
         """The numbers of passes that the search begins with: the fewest that are compared, and half of them."""
-        fewest = round(min(1.0, self.against) * self.passes)
-        return sorted({max(1, fewest // 2), fewest})
+        fewest, most = sorted((self.passes, round(self.against * self.passes)))
+        return sorted({(fewest + 1) // 2 if fewest > 1 else most, fewest})
 
     def worth(self, points: int, price: float) -> int:
         """The most passes, `passes` or 2, 4, … times or parts of them, that cost no more than `passes` of so many β-VAEs.

@@ -32,6 +32,8 @@ class Choice(NamedTuple):
 def further(every: Any, most: Mapping[tuple[str, float], int], gain: float, by: str) -> list[Choice]:
     """Trainings to add because the best learning rate, or else the best number of passes, is an edge of those tried.
 
+    The next is as far beyond the edge as its neighbour is before it, and of passes no more than may be.
+
     - `every`: rows with a conditioning, member, passes, lr, seed, beta and losses.
     - `most`: the most passes of each conditioning and member.
     - `gain`: by how much an edge must be better than the others, in nats.
@@ -43,8 +45,8 @@ def further(every: Any, most: Mapping[tuple[str, float], int], gain: float, by: 
         rates = {int(passes): means[passes] for passes in means.index.unique("passes")}
         beyond = {passes: lr for passes, losses in rates.items() if (lr := beyond_edge(losses, gain))}
         found += [Choice(conditioning, member, passes, rounded(lr)) for passes, lr in beyond.items()]
-        passes = int(beyond_edge(means.groupby("passes").min(), gain) or 0)
-        if beyond or not 1 <= passes <= most[conditioning, member] or passes in rates:
+        passes = min(int(beyond_edge(means.groupby("passes").min(), gain) or 0), most[conditioning, member])
+        if beyond or passes < 1 or passes in rates:
             continue
         # Longer trainings have smaller rates: begin with the best one of the neighbour, and the next in that direction.
         longer = passes > max(rates)

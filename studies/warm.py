@@ -102,8 +102,13 @@ class Plan(Common):
                 what = "at least two numbers" if name == "betas" else "numbers"
                 raise ValueError(f"{name} must be {what} > 0, from the smallest to the largest; got {checks.short(each)}")
         convergence.accept_against(self.passes, self.against)
-        if min(1, self.against) * self.passes < len(self.betas):
-            raise ValueError("passes of one training, or half of them, must be at least one for each β")
+        least = round(len(self.betas) / min(1, self.against))
+        if self.passes < least:
+            raise ValueError(f"passes must be at least {least}: the fewest that are compared are shared by {len(self.betas)} β")
+        quantities = "regret", DIRECTION, BEGUN
+        convergence.accept_unclaimed(
+            self.unclaimed, [f"{what} {split}" for what in quantities for split in searching.CHOSEN_BY]
+        )
         if len(self.seeds) < 2 or not 2 <= self.again <= len(self.seeds):
             raise ValueError("errors need at least two seeds, also of those that are trained again")
         if not 1 <= self.search <= len(self.seeds):

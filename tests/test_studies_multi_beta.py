@@ -90,12 +90,31 @@ def test_the_search_goes_on_while_the_best_number_of_passes_is_an_edge(few, many
         ]
 
     assert searching.further(pd.concat(every(few, many)), MOST, 0.1, BY) == [Choice("film", 1.0, *each) for each in found]
-    # Not beyond what is allowed, not below one pass, and not before the learning rates are found.
-    assert searching.further(pd.concat(every(3.0, 2.0)), {("film", 1.0): 15}, 0.1, BY) == []
+    # Not beyond what is allowed, but up to it; not below one pass, and not before the learning rates are found.
+    for allowed, passes in ((15, [15, 15]), (8, [])):
+        more = searching.further(pd.concat(every(3.0, 2.0)), {("film", 1.0): allowed}, 0.1, BY)
+        assert [each.passes for each in more] == passes
     shorter = [rows({0.01: loss}, passes=passes) for passes, loss in ((1, 1.0), (2, 2.0))]
     assert searching.further(pd.concat(shorter), MOST, 0.1, BY) == []
     edge = [*every(3.0, 2.0), rows({0.08: 1.0}, passes=8)]
     assert searching.further(pd.concat(edge), MOST, 0.1, BY) == [Choice("film", 1.0, 8, 0.16)]
+
+
+@pytest.mark.parametrize(("passes", "against"), [(75, 2.0), (1, 2.0), (2, 0.5), (8, 0.5), (64, 2.0)])
+def test_what_is_compared_can_be_reached_by_the_search(passes, against):
+    """Where more passes are always better, both numbers are trained, odd ones and single passes too."""
+    plan = Plan(passes=passes, against=against, points=(4,), price=1.0, sweep_price=1.0)
+    most = study.limits(plan)
+    for key in (("β-VAE", 0.1), ("film", 0.0)):
+        tried = set(plan.begin)
+        for _ in range(20):
+            known = [rows({0.01: 9 / n + 0.5, 0.02: 9 / n, 0.04: 9 / n + 0.5}, passes=n) for n in tried]
+            known = pd.concat(known).assign(conditioning=key[0], member=key[1])
+            tried |= {each.passes for each in searching.further(known, most, 0.0, BY)}
+        fewer, more = sorted((passes, round(against * passes)))
+        assert [each for each in tried if fewer < each <= more]
+        assert fewer in tried
+        assert 0.95 * most[key] < max(tried) <= most[key]
 
 
 def test_the_best_training_is_chosen_on_the_seeds_of_the_search_and_within_the_passes():
@@ -154,8 +173,10 @@ def test_what_is_compared_with_half_its_passes_is_searched_as_what_is_compared_w
         ({"kinds": "film p=x"}, "kinds must be like"),
         ({"kinds": "film p=-1"}, "kinds must be like"),
         ({"kinds": "filn p=1"}, "a conditioning must be one of"),
-        ({"betas": "1,0.5"}, "betas must be numbers > 0"),
-        ({"betas": "0,0.5"}, "betas must be numbers > 0"),
+        ({"betas": "1,0.5"}, "betas must be at least two numbers > 0"),
+        ({"betas": "0,0.5"}, "betas must be at least two numbers > 0"),
+        ({"betas": "1"}, "betas must be at least two numbers > 0"),
+        ({"unclaimed": "nonsense"}, "must begin with one of regret train"),
         ({"betas": "1,20"}, "low and high must have all of betas between them"),
         ({"low": 0.2}, "low and high"),
         ({"lrs": ()}, "lrs must be"),
