@@ -49,6 +49,8 @@ class Plan(Common):
     - `drawn`: the number of images from each density.
     - `nearest`, `neighbours`: for coverage, how many images at most, and its k.
     - `largest_error`: the most that the standard error of a saving may be, in nats, unless it is at most a quarter of it.
+    - `unclaimed`: what is measured and not claimed, neither its side of zero nor its size, by how its name begins, with
+      quantity, density and β, as "saving VampPrior 0.05".
     """
 
     betas: tuple[float, ...] = (0.05, 0.2, 1.0)
@@ -66,6 +68,7 @@ class Plan(Common):
     nearest: int = 2000
     neighbours: int = 5
     largest_error: float = 0.1
+    unclaimed: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
@@ -80,6 +83,7 @@ class Plan(Common):
             raise ValueError("a rank correlation needs at least two kinds, all different")
         if len(self.seeds) < 2:
             raise ValueError("errors need at least two seeds")
+        convergence.accept_unclaimed(self.unclaimed, ["saving", "more than", "rank correlation"])
 
 
 def plan(dataset: str, budget: str) -> Plan:
@@ -91,6 +95,10 @@ def plan(dataset: str, budget: str) -> Plan:
         )
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
+    if dataset == "digits":
+        # Found to be needed: the first two differ much from seed to seed, of the last longer fits leave no side to be seen.
+        vamp = "saving VampPrior 0.05", "saving VampPrior 0.2"
+        full = full.changed(unclaimed=(*vamp, "more than mixture diffusion 0.05"))
     if budget == "quick":
         few = {"images": 2000, "seeds": (0, 1), "betas": full.betas[:1], "kinds": ("mixture", "VampPrior"), "drawn": 1200}
         return full.changed(passes=max(2, full.passes // 8), inputs=100, **few).stretched("passes")
@@ -109,7 +117,7 @@ def run(plan: Plan, lab: Lab) -> Record:
     common = {
         name: value
         for name, value in plan.settings.items()
-        if name not in ("betas", "passes", "effort", "seeds", "largest_error")
+        if name not in ("betas", "passes", "effort", "seeds", "largest_error", "unclaimed")
     }
     cells = [
         {"beta": beta, "seed": seed, "passes": times * plan.passes, "effort": times * plan.effort} | common
@@ -241,15 +249,21 @@ def _checks(plan: Plan, frame: Any) -> list[convergence.Check]:
     ranks = agreement(frame).groupby(["seed", "passes", "sampler", "quantity"], as_index=False)["value"].mean()
     every = pd.concat([every, ranks.assign(beta=0.0)], ignore_index=True)
     first = every[every["passes"] == plan.passes]
-    claims = convergence.clear(first, ["quantity", *keys])[["quantity", *keys]].drop_duplicates()
-    saved = savings(frame[frame["passes"] == plan.passes])
+    claims = convergence.clear(_claimed(plan, first), ["quantity", *keys])[["quantity", *keys]].drop_duplicates()
+    saved = _claimed(plan, savings(frame[frame["passes"] == plan.passes]))
     sizes = {
         f"{name}, β = {beta:g}": Estimate.over_runs(each["value"].to_numpy()) for (name, beta), each in saved.groupby(keys)
     }
     return [
-        convergence.same_side(every.merge(claims), keys),
+        convergence.not_claimed(convergence.same_side(every.merge(claims), keys), plan.unclaimed),
         convergence.errors(sizes, plan.largest_error),
     ]
+
+
+def _claimed(plan: Plan, rows: Any) -> Any:
+    """The rows but those of what is not claimed."""
+    named = rows.assign(at=rows["beta"].map("{:g}".format))
+    return convergence.without(named, ["quantity", "sampler", "at"], plan.unclaimed)[rows.columns]
 
 
 def _said(plan: Plan, whole: Any) -> str:

@@ -63,6 +63,21 @@ def test_twice_the_passes_leave_what_saves_and_what_saves_more(changes, passed):
     assert not study._checks(plan, pd.concat([noisy, frame_of(RATES, 400)]))[1].passed
 
 
+def test_what_a_plan_does_not_claim_is_held_neither_to_a_side_nor_to_a_size():
+    noisy = frame_of(RATES)
+    noisy.loc[(noisy["sampler"] == "flow") & (noisy["seed"] == 0), "value"] += 9.0
+    frame = pd.concat([noisy, frame_of(RATES | {"flow": 12.0}, 400)])
+    plan = Plan(betas=(0.1, 1.0))
+    assert [each.passed for each in study._checks(plan, frame)] != [True, True]
+    some = plan.changed(unclaimed=("saving flow 0.1", "more than mixture flow 0.1"))
+    every = plan.changed(unclaimed=("saving flow", "more than mixture flow"))
+    assert [each.passed for each in study._checks(some, frame)] != [True, True]
+    sides, errors = study._checks(every, frame)
+    assert sides.passed
+    assert errors.passed
+    assert sides.found.endswith("not claimed are saving flow, more than mixture flow")
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -71,6 +86,7 @@ def test_twice_the_passes_leave_what_saves_and_what_saves_more(changes, passed):
         ({"kinds": ("mixture",)}, "at least two kinds"),
         ({"seeds": (0,)}, "at least two seeds"),
         ({"effort": 0}, "effort must be"),
+        ({"unclaimed": ("flow",)}, "must begin with one of saving"),
     ],
 )
 def test_a_plan_refuses_in_one_line(values, said):
