@@ -227,7 +227,7 @@ def without(rows: Any, by: Sequence[str], unclaimed: tuple[str, ...]) -> Any:
     return rows[~rows[list(by)].agg(" ".join, axis=1).str.startswith(unclaimed)]
 
 
-def not_claimed(check: Check, unclaimed: tuple[str, ...]) -> Check:
+def not_claimed(check: Check, unclaimed: Sequence[str]) -> Check:
     """The check, which says what is not claimed as well."""
     return replace(check, found=f"{check.found}; not claimed are {', '.join(unclaimed)}") if unclaimed else check
 

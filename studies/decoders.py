@@ -224,11 +224,8 @@ def _checks(plan: Plan, found: Any) -> list[convergence.Check]:
     twice = convergence.twice(short.assign(allowed=allowed, passes=short["steps"]), ["objective"])
     longer = found[found["steps"] == plan.steps]
     sides = convergence.claimed(longer, plan.passes, plan.seeds[: plan.again], 4 * plan.largest_error)
-    errors = convergence.errors(claims, plan.largest_error)
-    if plan.unclaimed:
-        errors = replace(errors, found=f"{errors.found}; not claimed are {', '.join(plan.unclaimed)}")
     return [
-        errors,
+        convergence.not_claimed(convergence.errors(claims, plan.largest_error), plan.unclaimed),
         _no_worse(first),
         replace(twice, name="twice the temperatures move nothing that is claimed"),
         convergence.same_side(sides, ["objective"]),

@@ -11,7 +11,7 @@ The collapsed code is a local minimum of D + βR exactly where β is above a thr
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -572,9 +572,7 @@ def _checks(plan: Plan, frame: Any, first: Any) -> list[convergence.Check]:
     some = some.assign(allowed=[allowed[key] for key in zip(some["objective"], some["quantity"], strict=True)])
     by_side = by_side[by_side["seed"].isin(plan.seeds[: plan.again])]
     sizes = convergence.twice(some, ["objective"])
-    if silent:
-        sizes = replace(sizes, found=f"{sizes.found}; not claimed are {', '.join(silent)}")
-    return [*found, sizes, convergence.same_side(by_side, ["objective"])]
+    return [*found, convergence.not_claimed(sizes, silent), convergence.same_side(by_side, ["objective"])]
 
 
 def _by_side(plan: Plan, both: Any) -> tuple[Any, Any, list[str]]:
