@@ -33,7 +33,6 @@ Fréchet distances of samplers (`studies.samplers`). Where recursion begins is c
 MNIST and the glyphs there are three seeds, and what copies alone and no training do is left to the digits.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -41,15 +40,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, distributions
+from torch import Tensor
 
 from nbvae import checks, data, estimators, metrics, models, objectives, posterior, results, samplers, training
-from nbvae._randomness import streams
 from nbvae.results import Estimate
-from studies import convergence
+from studies import convergence, pairs
 from studies import ladder as ladders
 from studies.lab import Lab, sweep
 from studies.objectives import likelihood, schedule
+from studies.pairs import COPY, DRAWS, INDEPENDENT, SAME
 from studies.plan import Plan as Common
 from studies.plan import accept_labels, accept_ladder, load
 from studies.record import Record
@@ -61,7 +60,6 @@ DATASETS = ("digits", "mnist", "glyphs")
 UNTRAINED, USUAL = "untrained", "as usual"
 PAIRS, COPIES = "independent pairs", "copies"
 AGREE, FOLLOW = "consistent copies", "consistent noise"
-INDEPENDENT, COPY, SAME = DRAWS = ("independent", "copy", "same noise")
 KINDS = {UNTRAINED: None, USUAL: None, PAIRS: INDEPENDENT, COPIES: COPY, AGREE: COPY, FOLLOW: SAME}  # and how codes are drawn
 RECURSION, CHOSEN, FIRST, STEP, MIXTURE, FLOOR = (
     "recursive",
@@ -164,9 +162,9 @@ def plan(dataset: str, budget: str) -> Plan:
             f"frechet {MIXTURE} {AGREE} aggregate",
         )
         steps = (f"frechet {than} {PAIRS} {STEP}" for than in (USUAL, MIXTURE))
-        pairs = (f"{what} {PAIRS}" for what in (f"regret {USUAL}", f"last distortion {USUAL}"))
+        of_pairs = (f"{what} {PAIRS}" for what in (f"regret {USUAL}", f"last distortion {USUAL}"))
         usual = (f"{what} {PAIRS} {USUAL}" for what in ("regret", "last distortion"))
-        full = full.changed(binarize="threshold", unclaimed=(*drawn, *steps, *pairs, *usual))
+        full = full.changed(binarize="threshold", unclaimed=(*drawn, *steps, *of_pairs, *usual))
     if budget == "quick":
         few = {"images": 2000, "seeds": (0, 1), "again": 2, "kinds": (USUAL, PAIRS, FOLLOW), "components": 5, "draws": 2}
         return full.changed(passes=max(2, full.passes // 8), measured=2, drawn=1200, **few).stretched("passes")
@@ -175,74 +173,6 @@ def plan(dataset: str, budget: str) -> Plan:
         short = {"ladder": full.ladder[-2:], "recursion": full.ladder[-2:]}
         return full.changed(**small, **short, passes=1, seeds=(0, 1), again=2, drawn=200, kinds=(USUAL, PAIRS, FOLLOW))
     return full
-
-
-@dataclass(frozen=True)
-class Pairs(objectives.Objective):
-    """½ E [β^(−p) (D + βR + wC) + β′^(−p) (D′ + β′R′)], log β uniform over the model's range and β′ = β/r: see this module.
-
-    Each batch has one β in each of as many parts of the range as it has examples, as in `objectives.MultiBeta`. Where β/r is
-    below the range, β′ is as far below its upper end. So log β′ is uniform, too, and with w = 0 this is `MultiBeta(p)`, in the
-    mean. Such β are no neighbours: their codes are independent, and without C.
-
-    - `power`: p.
-    - `ratio`: r.
-    - `draws`: how z is drawn beside z′, one of `DRAWS`; `correlation` has what that means.
-    - `weight`: w.
-    """
-
-    power: float
-    ratio: float
-    draws: str
-    weight: float = 0.0
-
-    def __call__(self, model: Any, x: Tensor, step: int = 0, reference: Tensor | None = None) -> objectives.Loss:
-        prior, n = model.prior(), len(x)
-        x = x.to(prior.mean)
-        low, high = (math.log(beta) for beta in model.beta_range)
-        uniform = streams(model, x.device).uniform((n + 1,), x)
-        part = (torch.arange(n, dtype=x.dtype, device=x.device) + (uniform[:1] * n).floor()) % n
-        coarse = low + (part + uniform[1:]) * ((high - low) / n)
-        fine = coarse - math.log(self.ratio)
-        near = (fine >= low).to(x)
-        log_beta = torch.cat([coarse, fine + (1 - near) * (high - low)])
-        condition = model.condition(log_beta.unsqueeze(-1))
-        x = torch.cat([x, x])
-        q = model.encode(x, condition)
-        mean, std = posterior.mean_and_std(q)
-        own, other = ((q.rsample() - mean) / std).detach().split(n)
-        tied = near.unsqueeze(-1) * correlation(self.draws, *std.detach().split(n))
-        z = mean + std * torch.cat([tied * other + (1 - tied.square()).sqrt() * own, other])
-        outputs = model.outputs(z, condition)
-        distortion = -model.observation(outputs).log_prob(x)
-        rate = distributions.kl_divergence(q, prior)
-        loss = (-self.power * log_beta).exp() * (distortion + log_beta.exp() * rate)
-        total = 0.5 * (loss[:n] + loss[n:])
-        if self.draws != INDEPENDENT:
-            said, target = (model.observation(each) for each in (outputs[:n], outputs[n:].detach()))
-            total = total + 0.5 * self.weight * near * (-self.power * coarse).exp() * disagreement(target, said)
-        return objectives.Loss(total, objectives.Terms(distortion[:n], rate[:n]))
-
-
-def correlation(draws: str, coarse: Tensor, fine: Tensor) -> Tensor:
-    """The correlation ρ, for each latent, of the noise (z − m)/s of the coarse code with that of the fine one.
-
-    - `draws`: "independent", 0; "same noise", 1; "copy": what `posterior.Coupling` has by channel, with the gain that two β of
-      the linear VAE have. There the means are m = a m′ with a² = (1 − s²)/(1 − s′²), and z is a copy of z′ where ρ = a s′/s. So
-      ρ² is the ratio of 1/s² − 1, which is signal over noise, of the two codes. No gain has to be searched for at each step.
-    - `coarse`, `fine`: s and s′, the standard deviations (n, k) of the two posteriors.
-    """
-    if draws == INDEPENDENT:
-        return torch.zeros_like(coarse)
-    if draws == SAME:
-        return torch.ones_like(coarse)
-    told, fine_told = (((1 - std.square()).clamp(min=1e-6)) / std.square() for std in (coarse, fine))
-    return (told / fine_told).clamp(max=1).sqrt()
-
-
-def disagreement(target: Any, said: Any) -> Tensor:
-    """log p(x′|z′) − log p(x′|z) at the mean x′ of the target p(x|z′), nats: their KL divergence, for the two families here."""
-    return target.log_prob(target.mean) - said.log_prob(target.mean)
 
 
 def run(plan: Plan, lab: Lab) -> Record:
@@ -369,7 +299,7 @@ def train(
                 every.append(make())
         return every
     draws = KINDS[kind]
-    own = Pairs(power, ratio, draws or INDEPENDENT, weight if kind in (AGREE, FOLLOW) else 0.0)
+    own = pairs.Pairs(power, ratio, draws or INDEPENDENT, weight if kind in (AGREE, FOLLOW) else 0.0)
     objective = objectives.MultiBeta(power) if draws is None else own
     config = schedule(ds, passes, batch, lr, device)
     return [each.model for each in sweep(make, ds, objectives=[objective], seeds=seeds, config=config, store=store)]
@@ -382,9 +312,9 @@ def disagreements(coarse: Any, fine: Any, x: Tensor, draws: str, seed: int) -> f
     (mean, std), (fine_mean, fine_std) = (posterior.encode(view, x) for view in (coarse, fine))
     with training.seeded(seed, x.device):
         own, other = torch.randn_like(mean), torch.randn_like(mean)
-    tied = correlation(draws, std, fine_std)
+    tied = pairs.correlation(draws, std, fine_std)
     z = mean + std * (tied * other + (1 - tied.square()).sqrt() * own)
-    return disagreement(fine.likelihood(fine_mean + fine_std * other), coarse.likelihood(z)).mean().item()
+    return pairs.disagreement(fine.likelihood(fine_mean + fine_std * other), coarse.likelihood(z)).mean().item()
 
 
 def _features(extract: Any, sampler: samplers.Sampler, drawn: int, seed: int) -> Tensor:

@@ -13,8 +13,9 @@ from torch import distributions, nn
 
 from nbvae import analytic, data, metrics, models, objectives, posterior, samplers, training
 from studies import coupled as study
-from studies import ladder
-from studies.coupled import DRAWS, FOLLOW, MIXTURE, PAIRS, USUAL, Pairs, Plan
+from studies import ladder, pairs
+from studies.coupled import FOLLOW, MIXTURE, PAIRS, USUAL, Plan
+from studies.pairs import DRAWS, Pairs
 
 RANGE, RATIO = (0.1, 10.0), 2.0
 
@@ -64,7 +65,7 @@ def test_each_code_alone_has_its_posteriors_law_and_pairs_are_tied_as_they_shoul
             assert (each.pow(power).mean(0) - moment).abs().max() < 5 * math.sqrt(variance / n)
     coarse, fine = model.log_beta.split(n)
     near = coarse > fine
-    tied = study.correlation(draws, *model.q.stddev.split(n))
+    tied = pairs.correlation(draws, *model.q.stddev.split(n))
     left = (noise[:n] * noise[n:])[near] - tied[near]
     assert left.mean(0).abs().max() < 5 * math.sqrt(2 / near.sum())
     assert (noise[:n] * noise[n:])[~near].mean(0).abs().max() < 5 * math.sqrt(1 / (~near).sum())
@@ -160,8 +161,8 @@ def test_disagreement_is_the_divergence_of_what_the_decoders_say():
         [distributions.Normal(each, 0.3) for each in means],
     ):
         one, other = (distributions.Independent(each, 1, validate_args=False) for each in pair)
-        torch.testing.assert_close(study.disagreement(one, other), distributions.kl_divergence(one, other))
-        assert study.disagreement(one, one).abs().max() < 1e-12
+        torch.testing.assert_close(pairs.disagreement(one, other), distributions.kl_divergence(one, other))
+        assert pairs.disagreement(one, one).abs().max() < 1e-12
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_a_copy_is_the_librarys_coupling_at_the_linear_optimum(oracle):
     coarse, fine = (posterior.encode(views[beta], x) for beta in (1.0, 0.5))
     through = posterior.Coupling.fit(coarse, fine, "channel").gain * fine[1]
     expected = through / (1 + through.square()).sqrt()
-    torch.testing.assert_close(study.correlation("copy", coarse[1], fine[1]).double(), expected.double(), atol=2e-2, rtol=0)
+    torch.testing.assert_close(pairs.correlation("copy", coarse[1], fine[1]).double(), expected.double(), atol=2e-2, rtol=0)
 
 
 def test_copies_ask_for_the_mean_and_the_same_noise_for_a_function_of_the_code(oracle):
