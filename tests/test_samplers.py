@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -135,6 +138,26 @@ def test_a_conditional_mixture_is_bayes_rule():
     density = sum(w * multivariate_normal(m, c).pdf(point) for w, m, c in zip(weights, means, covs, strict=True))
     log_prob = _mixtures.Conditional(mixture, 2).log_prob(torch.from_numpy(point)[None], torch.from_numpy(given)[None])
     assert log_prob.item() == pytest.approx(np.log(density))
+
+
+def test_a_mixture_fitted_on_its_own_device_is_that_of_an_array():
+    """scikit-learn takes tensors only where SciPy was imported under its flag: another process has it."""
+    script = """
+import numpy as np, torch
+from nbvae.samplers import _mixtures
+z = torch.randn(600, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+z[:200] += 2.0
+array, tensor = _mixtures.mixture(z, 4, 1), _mixtures.fitted_where_it_is(z, 4, 1)
+assert isinstance(tensor.means_, torch.Tensor)
+for name in ("weights_", "means_", "covariances_"):
+    np.testing.assert_allclose(getattr(tensor, name).numpy(), getattr(array, name), atol=1e-9)
+given = _mixtures.Conditional(tensor, 1), _mixtures.Conditional(array, 1)
+np.testing.assert_allclose(*(each.log_prob(z[:, 1:], z[:, :1]) for each in given), atol=1e-8)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"SCIPY_ARRAY_API": "1"}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_more_components_follow_an_aggregate_that_is_no_gaussian():

@@ -1,9 +1,12 @@
 """Mixtures of Gaussians with full covariances, and their conditionals."""
 
 import math
+import os
 
+import sklearn
 import torch
 from jaxtyping import Float
+from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -15,7 +18,7 @@ class Conditional:
 
     def __init__(self, mixture: GaussianMixture, given: int):
         weight, mean, cov = (
-            torch.from_numpy(getattr(mixture, name)).double() for name in ("weights_", "means_", "covariances_")
+            torch.as_tensor(getattr(mixture, name), device="cpu").double() for name in ("weights_", "means_", "covariances_")
         )
         self.log_weight, self.mean = weight.log(), mean
         self.given = given
@@ -57,4 +60,26 @@ def mixture(z: Tensor, n_components: int, seed: int) -> GaussianMixture:
             f"{n_components} components of {z.shape[1]} dimensions need at least {n_components * (z.shape[1] + 1)} draws, "
             f"got {len(z)}: give more examples or draws, or fewer components"
         )
-    return GaussianMixture(n_components, random_state=seed).fit(z.double().cpu().numpy())
+    z = z.double()
+    if z.is_cuda and os.environ.get("SCIPY_ARRAY_API") == "1":  # what scikit-learn asks for, set before SciPy is imported
+        return fitted_where_it_is(z, n_components, seed)
+    return GaussianMixture(n_components, random_state=seed).fit(z.cpu().numpy())
+
+
+def fitted_where_it_is(z: Float[Tensor, "n k"], n_components: int, seed: int) -> GaussianMixture:
+    """What scikit-learn fits to an array, fitted to a tensor on its own device.
+
+    It begins there only from parameters that are given: those of the clusters that it would have begun with.
+    """
+    clustering = KMeans(n_components, n_init=1, random_state=seed)  # pyright: ignore[reportArgumentType]
+    labels = torch.from_numpy(clustering.fit(z.cpu().numpy()).labels_).to(z.device)
+    clusters = [z[labels == label] for label in range(n_components)]
+    ridge = GaussianMixture().reg_covar * torch.eye(z.shape[1]).to(z)
+    with sklearn.config_context(array_api_dispatch=True):
+        return GaussianMixture(
+            n_components,
+            init_params="random_from_data",  # of those allowed here; not used
+            weights_init=torch.stack([torch.tensor(len(each) / len(z)).to(z) for each in clusters]),
+            means_init=torch.stack([each.mean(0) for each in clusters]),
+            precisions_init=torch.linalg.inv(torch.stack([each.mT.cov(correction=0) + ridge for each in clusters])),
+        ).fit(z)
