@@ -79,7 +79,7 @@ def fitted_where_it_is(z: Float[Tensor, "n k"], n_components: int, seed: int) ->
         return GaussianMixture(
             n_components,
             init_params="random_from_data",  # of those allowed here; not used
-            weights_init=torch.stack([torch.tensor(len(each) / len(z)).to(z) for each in clusters]),
+            weights_init=torch.tensor([len(each) / len(z) for each in clusters], dtype=z.dtype, device=z.device),
             means_init=torch.stack([each.mean(0) for each in clusters]),
             precisions_init=torch.linalg.inv(torch.stack([each.mT.cov(correction=0) + ridge for each in clusters])),
         ).fit(z)
