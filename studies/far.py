@@ -281,14 +281,14 @@ def measure(
 # What is claimed: one rate and one distortion, and that shape and the cost of sampling differ.
 
 
-def differences(frame: Any) -> Any:
-    """What the light model has more than the heavy one, in pairs of seeds, by quantity.
+def by_model(frame: Any) -> Any:
+    """One row for each model and quantity, with what sampling from its prior costs among them.
 
     - `frame`: a record's, or with a column `passes`.
 
-    Rate and distortion are those of training images at the best scale, `marginal_kl_…` bounds on what is left of
-    KL(q(z) ‖ p(z)). "frechet cost" and its like are by how much samples of the prior are farther from decoded codes of test
-    images than decoded codes of training images are; of coverage, what they lack.
+    Of the test images are "test rate", "test distortion" and the held-out bounds, the other nats of training images; all at the
+    best scale. "frechet cost" and its like are by how much samples of the prior are farther from decoded codes of test images
+    than decoded codes of training images are; of coverage, what they lack.
     """
     keys = [name for name in ("objective", "seed", "passes") if name in frame]
     train = frame[(frame["split"] == "train") & frame["sampler"].isna()]
@@ -300,8 +300,12 @@ def differences(frame: Any) -> Any:
     )
     sign = np.where(both["quantity"] == "coverage", -1.0, 1.0)
     both = both.assign(value=sign * (both["value"] - both["value_own"]), quantity=both["quantity"] + " cost")
-    rows = pd.concat([each[[*keys, "quantity", "value"]] for each in (train, test, both)], ignore_index=True)
-    return results.paired(rows, objective=HEAVY).drop(columns="objective")
+    return pd.concat([each[[*keys, "quantity", "value"]] for each in (train, test, both)], ignore_index=True)
+
+
+def differences(frame: Any) -> Any:
+    """What the light model has more than the heavy one, in pairs of seeds, by quantity, as `by_model` has them."""
+    return results.paired(by_model(frame), objective=HEAVY).drop(columns="objective")
 
 
 def _checks(plan: Plan, frame: Any, images: int) -> list[convergence.Check]:
