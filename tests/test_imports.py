@@ -86,6 +86,11 @@ ROWS = [
     "samplers.densities",
     "samplers.priors",
     "samplers",
+    "coding._bits",
+    "coding._stream",
+    "coding.lossless",
+    "coding",
+    "coding.__main__",
     "plotting",
     "notebook",
 ]

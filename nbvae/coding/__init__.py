@@ -1,0 +1,12 @@
+"""From nats to bytes: images as streams that a trained VAE makes short, and that decode again.
+
+`compress(model, images)` is lossless, by bits-back on the ANS coder of the package constriction: its size, net of what
+`report` says was there before the images, is −ELBO.
+
+    python -m nbvae.coding compress RUN IN.npz OUT.nbv
+    python -m nbvae.coding decompress RUN IN.nbv OUT.npz
+"""
+
+from nbvae.coding.lossless import Report, compress, decompress, report
+
+__all__ = ["Report", "compress", "decompress", "report"]
