@@ -33,7 +33,7 @@ The rooms and what each offers, from the ones that know least to the ones that k
 - `samplers`: ways to draw from a trained model.
   Aggregate, Chain, Density, Diffusion, Flow, Mixture, Prior, Recursive, Sampler, SecondStage, VampPrior
 - `coding`: images as bytes and back, by a trained model.
-  Report, compress, decompress, report
+  Embedded, Embedding, Report, Rung, compress, decompress, report
 - `plotting`: figures of records.
   rd_plane, phase_diagram, envelope, image_grid, four_terms
 - `notebook`: what chapters need of a notebook.

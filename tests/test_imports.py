@@ -89,6 +89,7 @@ ROWS = [
     "coding._bits",
     "coding._stream",
     "coding.lossless",
+    "coding.embedded",
     "coding",
     "coding.__main__",
     "plotting",
