@@ -199,6 +199,26 @@ def test_one_stream_whatever_the_process_its_threads_and_the_precision_of_the_co
     assert torch.equal(coding.decompress(training.load(folder).model.double(), stream), digits.test)
 
 
+def test_a_machine_that_sums_in_another_order_decodes_the_same_and_one_that_is_off_by_more_is_found_out(
+    model, digits, monkeypatch
+):
+    """Networks whose outputs are wrong in the fifteenth digit, and in the fourth: the last never give an image that is wrong."""
+    stream, own = coding.compress(model, digits.test[:100]), torch.nn.Linear.forward
+    for wrong, fits in ((1e-15, True), (1e-14, True), (1e-4, False), (1e-2, False)):
+        noise = np.random.default_rng(0)
+
+        def forward(self, x, wrong=wrong, noise=noise):
+            y = own(self, x)
+            return y * (1 + wrong * torch.from_numpy(noise.standard_normal(y.shape)))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.Linear, "forward", forward)
+            if fits:
+                assert torch.equal(coding.decompress(model, stream), digits.test[:100])
+            else:
+                one_line(lambda: coding.decompress(model, stream))
+
+
 def test_working_memory_does_not_grow_with_the_images(monkeypatch):
     """No pass of a network, nor of the coder, is over more than a fixed number of images."""
     sizes = []
@@ -299,11 +319,13 @@ def test_the_command_brings_images_there_and_back(run, digits, tmp_path, capsys)
     assert not list(tmp_path.glob("*.part"))
     np.savez(tmp_path / "two.npz", a=np.zeros(3), b=np.zeros(3))
     (tmp_path / "no.npz").write_bytes(b"nothing")
+    np.save(tmp_path / "one.npy", np.zeros((3, 1, 8, 8)))
     for arguments, said in (
         (["compress", str(tmp_path), "in.npz", "out"], "run.json is missing"),
         (["compress", str(folder), str(tmp_path / "none.npz"), "out"], "No such file"),
         (["compress", str(folder), str(tmp_path / "two.npz"), "out"], "--array"),
         (["compress", str(folder), str(tmp_path / "no.npz"), "out"], "is no .npz"),
+        (["compress", str(folder), str(tmp_path / "one.npy"), "out"], "is no .npz"),
         (["compress", str(folder), str(tmp_path / "in.npz"), "out", "--beta", "1"], "many β"),
         (["compress", str(folder), str(tmp_path / "in.npz"), "out", "--levels", "9"], "gaussian"),
         (["decompress", str(folder), str(tmp_path / "in.npz"), "out"], "no stream"),

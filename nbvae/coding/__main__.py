@@ -53,6 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         print(f"coding: {checks.line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"coding: stopped; {options.target} is as it was", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _model(run: Path, beta: float | None, levels: int | None) -> Any:
@@ -77,7 +80,7 @@ def _images(path: Path, name: str | None) -> torch.Tensor:
             if name not in arrays.files:
                 raise ValueError(f"{path} has no array {name}: say with --array which of {', '.join(arrays.files)}")
             values = arrays[name]
-    except (zipfile.BadZipFile, EOFError, ValueError, AttributeError) as error:
+    except (zipfile.BadZipFile, EOFError, ValueError, AttributeError, TypeError) as error:
         if "--array" in str(error):
             raise
         raise ValueError(f"{path} is no .npz of arrays ({checks.line(error)})") from None

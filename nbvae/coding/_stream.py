@@ -15,7 +15,7 @@ from torch import nn
 from nbvae import checks
 from nbvae._measuring import check_model
 
-_FIXED, _RANKS = struct.Struct("<4sBBIII8s8s"), 6
+_FIXED, RANKS = struct.Struct("<4sBBIII8s8s"), 6
 _CHECK = 8
 
 
@@ -39,8 +39,6 @@ class Header:
 
     def sealed(self, content: bytes) -> bytes:
         """The stream: this header, a hash of all else, the content."""
-        if len(self.shape) > _RANKS:
-            raise ValueError(f"images of at most {_RANKS} dimensions can be coded, got the shape {self.shape}")
         fixed = _FIXED.pack(
             self.magic, self.version, len(self.shape), self.levels, self.count, self.initial, self.model, self.images
         )
@@ -59,7 +57,7 @@ class Header:
             )
         if len(data) <= len(magic) or data[len(magic)] != version:
             raise ValueError(f"the stream is of another version than {version}, or cut")
-        if len(data) < _FIXED.size or not 0 < data[5] <= _RANKS:
+        if len(data) < _FIXED.size or not 0 < data[5] <= RANKS:
             raise ValueError("the stream is cut or altered: its header is not whole")
         _, _, rank, levels, count, initial, model, images = _FIXED.unpack_from(data)
         end = _FIXED.size + 4 * rank

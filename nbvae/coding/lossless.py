@@ -24,7 +24,7 @@ from scipy import special
 from torch import Tensor, distributions
 
 from nbvae.coding._bits import Intervals, Odds, Stack, Tree
-from nbvae.coding._stream import Header, frozen, hash_of, images_given, little, words_of
+from nbvae.coding._stream import RANKS, Header, frozen, hash_of, images_given, little, words_of
 from nbvae.models import likelihoods
 
 MAGIC, VERSION = b"NBVA", 1
@@ -179,6 +179,8 @@ class _Coder:
         with torch.inference_mode():
             likelihood = self.model.likelihood(prior.mean.unsqueeze(0))
         self.shape = tuple(likelihood.event_shape)
+        if len(self.shape) > RANKS:
+            raise ValueError(f"images of at most {RANKS} dimensions can be coded, the model's have the shape {self.shape}")
         self.pixels = int(np.prod(self.shape))
         self.levels = _levels(likelihood)
 
