@@ -37,7 +37,11 @@ CHAPTER = "09_bytes"
 DATASETS = ("digits", "mnist", "glyphs")
 BINARY, GREY = "black and white", "grey"
 NET, FILE, ELBO, PIXELS = "bits-back", "bits-back, whole file", "−ELBO", "independent pixels"
-GENERAL = {"gzip": partial(gzip.compress, mtime=0), "bz2": bz2.compress, "xz": partial(lzma.compress, preset=9)}
+GENERAL = {
+    "gzip": partial(gzip.compress, mtime=0),
+    "bz2": bz2.compress,
+    "xz": partial(lzma.compress, preset=6 | lzma.PRESET_EXTREME),
+}
 FORMATS = (*GENERAL, "PNG", "WebP")
 EMBEDDED, ALONE, JPEG = "embedded", "last code alone", "JPEG"
 LIMITS = {BINARY: 0.01, GREY: 0.02}  # by what share the net size may differ from −ELBO

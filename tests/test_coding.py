@@ -199,10 +199,8 @@ def test_one_stream_whatever_the_process_its_threads_and_the_precision_of_the_co
     assert torch.equal(coding.decompress(training.load(folder).model.double(), stream), digits.test)
 
 
-def test_a_machine_that_sums_in_another_order_decodes_the_same_and_one_that_is_off_by_more_is_found_out(
-    model, digits, monkeypatch
-):
-    """Networks whose outputs are wrong in the fifteenth digit, and in the fourth: the last never give an image that is wrong."""
+def test_sums_in_another_order_decode_the_same_and_networks_that_differ_by_more_are_found_out(model, digits, monkeypatch):
+    """Layers whose outputs are off in the fifteenth digit, and in the fourth: no image that is wrong is returned."""
     stream, own = coding.compress(model, digits.test[:100]), torch.nn.Linear.forward
     for wrong, fits in ((1e-15, True), (1e-14, True), (1e-4, False), (1e-2, False)):
         noise = np.random.default_rng(0)
