@@ -158,6 +158,15 @@ def test_levels_far_from_what_the_decoder_expects_come_back():
     assert torch.equal(coding.decompress(model, coding.compress(model, x)), x)
 
 
+@pytest.mark.parametrize(("mean", "log_variance"), [(0.0, -30.0), (40.0, 0.0), (-1e6, -2.0), (3.0, 12.0)])
+def test_codes_narrower_than_the_grid_or_beyond_it_cost_more_and_lose_nothing(mean, log_variance):
+    model, x = small(), binary(30)
+    posterior = models.vae.normal(torch.full((1, 3), mean).double(), torch.full((1, 3), math.exp(log_variance / 2)).double())
+    type_ = type("Odd", (models.VAE,), {"posterior": lambda self, x: posterior.expand((len(x),))})
+    model.__class__ = type_
+    assert torch.equal(coding.decompress(model, coding.compress(model, x)), x)
+
+
 def test_a_posterior_that_is_the_prior_gives_all_its_bits_back():
     """An encoder that says nothing: R = 0, and the stream costs D alone."""
     model = small()

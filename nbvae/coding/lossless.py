@@ -4,11 +4,13 @@ To push an image x onto a stack of bits (Townsend et al. 2019): pop z from the s
 p(x|z), push z under p(z). Net of what was popped, this takes −log p(x|z) − log p(z) + log q(z|x), on average D + R. To pop the
 image, do the same backwards; the last step pushes the bits back that had chosen z.
 
-z is on a grid of step 2⁻⁸ from −16 to 16, finer than any posterior of the book is wide; the network sees the middle of its
-cell. Networks run in float64, and what they return is rounded before it is used: means to an eighth of the grid's step, log σ
-to 1/64, log odds to 1/256. Compressing and decompressing call them with the same batches. On one machine both compute the same
-to the last bit; elsewhere a sum in another order, wrong in the sixteenth digit, would have to straddle one of these roundings.
-If it does, the checksum of the images tells.
+z is on a grid of step 2⁻⁸ from −16 to 16; the network sees the middle of its cell. Where a posterior is less than a few steps
+wide, or beyond the grid, the price is above −ELBO, and the images come back all the same.
+
+Networks run in float64, and what they return is rounded before it is used: means to an eighth of the grid's step, log σ to 1/64,
+log odds to 1/256. Compressing and decompressing call them with the same batches. On one machine both compute the same; elsewhere
+a sum in another order, wrong in the sixteenth digit, would have to straddle one of these roundings to make a difference. If it
+does, the checksum of the images tells.
 """
 
 import hashlib
