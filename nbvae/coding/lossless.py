@@ -7,10 +7,10 @@ image, do the same backwards; the last step pushes the bits back that had chosen
 z is on a grid of step 2⁻⁸ from −16 to 16; the network sees the middle of its cell. Where a posterior is less than a few steps
 wide, or beyond the grid, the price is above −ELBO, and the images come back all the same.
 
-Networks run in float64, and what they return is rounded before it is used: means to an eighth of the grid's step, log σ to 1/64,
-log odds to 1/256. Compressing and decompressing call them with the same batches. On one machine both compute the same; elsewhere
-a sum in another order, wrong in the sixteenth digit, would have to straddle one of these roundings to make a difference. If it
-does, the checksum of the images tells.
+Networks run in float64, and what they return is rounded before it is used: means to an eighth of the grid's step, log σ to
+1/64, log odds to 1/256. Compressing and decompressing call them with the same batches. On one machine both compute the same;
+elsewhere a sum in another order, wrong in the sixteenth digit, would have to straddle one of these roundings to make a
+difference. If it does, the checksum of the images tells.
 """
 
 import hashlib
