@@ -32,6 +32,8 @@ The rooms and what each offers, from the ones that know least to the ones that k
   frechet_gaussians, importances, inception, information_gap, kernel_distance
 - `samplers`: ways to draw from a trained model.
   Aggregate, Chain, Density, Diffusion, Flow, Mixture, Prior, Recursive, Sampler, SecondStage, VampPrior
+- `coding`: images as bytes and back, by a trained model.
+  Embedded, Embedding, Report, Rung, compress, decompress, report
 - `plotting`: figures of records.
   rd_plane, phase_diagram, envelope, image_grid, four_terms
 - `notebook`: what chapters need of a notebook.
@@ -44,6 +46,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     "analytic",
+    "coding",
     "curves",
     "data",
     "estimators",

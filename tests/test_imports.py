@@ -86,6 +86,12 @@ ROWS = [
     "samplers.densities",
     "samplers.priors",
     "samplers",
+    "coding._bits",
+    "coding._stream",
+    "coding.lossless",
+    "coding.embedded",
+    "coding",
+    "coding.__main__",
     "plotting",
     "notebook",
 ]
