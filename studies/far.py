@@ -185,14 +185,14 @@ def run(plan: Plan, lab: Lab) -> Record:
         for seed in plan.seeds
     ]
     found = lab.map(measure, cells, "pairs")
-    again = [
-        trained | {name: cell[name] for name in ("weights", "passes", "seed", "name", "draws")} | {"steps": plan.steps}
-        for cell in cells
-        if cell["passes"] == plan.passes
-    ]
-    found += lab.map(by_flow, again, "flows")
+    kept = [cell for cell in cells if cell["passes"] == plan.passes]
+    place = [trained | {name: cell[name] for name in ("weights", "passes", "seed", "name")} for cell in kept]
+    flows = [cell | {"steps": plan.steps, "draws": plan.draws} for cell in place]
+    mixed = [cell | {name: plan.settings[name] for name in ("components", "drawn", "nearest", "neighbours")} for cell in place]
+    found += lab.map(by_flow, flows, "flows") + lab.map(from_mixture, mixed, "mixtures")
+    cells += flows + mixed
     frame = pd.DataFrame(
-        [row | {"passes": cell["passes"]} for each, cell in zip(found, cells + again, strict=True) for row in each["rows"]]
+        [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
     )
     whole: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
     images = len(plan.data().train)
@@ -274,15 +274,25 @@ def measure(
     found += [("train", None, each, own[each]) for each in ("marginal_kl", "marginal_kl_lower", "mutual_information")]
     found += [("test", None, each, value) for each, value in marginal_kl_lower(view, x, ds.test, components).items()]
     extract = metrics.classifier(load(dataset, binarize))
-    generator = torch.Generator
-    held = extract(samplers.Aggregate(view, ds.test).sample(drawn, generator().manual_seed(seed + 1)))
-    for way, sampler in (("prior", samplers.Prior(view)), ("aggregate", samplers.Aggregate(view, x))):
+    ways = {"prior": samplers.Prior(view), "aggregate": samplers.Aggregate(view, x)}
+    near = _near(view, ds.test, extract, ways, drawn, nearest, neighbours, seed)
+    found += [("test", way, each, value) for way, each, value in near]
+    place = {"objective": name, "seed": seed, "on_information": weights[0], "on_marginal": weights[1]}
+    return {"rows": [results.row_of(quantity, each, **place, split=split, sampler=way) for split, way, quantity, each in found]}
+
+
+def _near(
+    view: Any, test: Tensor, extract: Any, ways: dict[str, Any], drawn: int, nearest: int, neighbours: int, seed: int
+) -> list[tuple[str, str, Estimate]]:
+    """How near images of each sampler are to decoded codes of the test images."""
+    generator, found = torch.Generator, []
+    held = extract(samplers.Aggregate(view, test).sample(drawn, generator().manual_seed(seed + 1)))
+    for way, sampler in ways.items():
         features = extract(sampler.sample(drawn, generator().manual_seed(seed)))
         near: dict[str, Estimate] = compared(features, held, neighbours, nearest, 0, seed)
         near["kernel"] = Estimate(metrics.kernel_distance(features, held).value, n=len(held))
-        found += [("test", way, each, value) for each, value in near.items()]
-    place = {"objective": name, "seed": seed, "on_information": weights[0], "on_marginal": weights[1]}
-    return {"rows": [results.row_of(quantity, each, **place, split=split, sampler=way) for split, way, quantity, each in found]}
+        found += [(way, each, value) for each, value in near.items()]
+    return found
 
 
 def by_flow(
@@ -306,6 +316,34 @@ def by_flow(
     return {"rows": [results.row_of(FLOW, saved, **place, split="test", sampler=None)]}
 
 
+def from_mixture(
+    dataset: str,
+    binarize: str | None,
+    images: int | None,
+    weights: list[float],
+    seed: int,
+    name: str,
+    components: int,
+    drawn: int,
+    nearest: int,
+    neighbours: int,
+    **settings: Any,
+) -> dict[str, Any]:
+    """How near images are to decoded codes of test images if z is drawn from a mixture fitted to codes of training images."""
+    ds = load(dataset, binarize, images)
+    (model,) = _trained(ds, weights, [seed], **settings)
+    view, x = _at_best_scale(ds, model)
+    extract = metrics.classifier(load(dataset, binarize))
+    ways = {"mixture": samplers.Mixture(view, x, components, seed=seed)}
+    place = {"objective": name, "seed": seed, "on_information": weights[0], "on_marginal": weights[1]}
+    return {
+        "rows": [
+            results.row_of(quantity, each, **place, split="test", sampler=way)
+            for way, quantity, each in _near(view, ds.test, extract, ways, drawn, nearest, neighbours, seed)
+        ]
+    }
+
+
 # What is claimed: one rate and one distortion, and that shape and the cost of sampling differ.
 
 
@@ -316,19 +354,20 @@ def by_model(frame: Any) -> Any:
 
     Of the test images are "test rate", "test distortion" and the held-out bounds, the other nats of training images; all at the
     best scale. "frechet cost" and its like are by how much samples of the prior are farther from decoded codes of test images
-    than decoded codes of training images are; of coverage, what they lack.
+    than decoded codes of training images are; of coverage, what they lack. "… cost of a mixture" is that of draws of a mixture
+    of Gaussians fitted to codes of training images, in the place of the prior.
     """
     keys = [name for name in ("objective", "seed", "passes") if name in frame]
     train = frame[(frame["split"] == "train") & frame["sampler"].isna()]
     test = frame[(frame["split"] == "test") & frame["sampler"].isna()]
     test = test.assign(quantity=test["quantity"].replace({"rate": "test rate", "distortion": "test distortion"}))
     near = frame[frame["quantity"].isin(DISTANCES) & frame["sampler"].notna()]
-    both = near[near["sampler"] == "prior"].merge(
-        near[near["sampler"] == "aggregate"], on=[*keys, "quantity"], suffixes=("", "_own")
-    )
-    sign = np.where(both["quantity"] == "coverage", -1.0, 1.0)
-    both = both.assign(value=sign * (both["value"] - both["value_own"]), quantity=both["quantity"] + " cost")
-    return pd.concat([each[[*keys, "quantity", "value"]] for each in (train, test, both)], ignore_index=True)
+    own, costs = near[near["sampler"] == "aggregate"], []
+    for way, name in (("prior", "cost"), ("mixture", "cost of a mixture")):
+        both = near[near["sampler"] == way].merge(own, on=[*keys, "quantity"], suffixes=("", "_own"))
+        sign = np.where(both["quantity"] == "coverage", -1.0, 1.0)
+        costs.append(both.assign(value=sign * (both["value"] - both["value_own"]), quantity=both["quantity"] + f" {name}"))
+    return pd.concat([each[[*keys, "quantity", "value"]] for each in (train, test, *costs)], ignore_index=True)
 
 
 def differences(frame: Any) -> Any:
