@@ -39,7 +39,7 @@ VAE, MANY, CODEBOOK, LOWER, GAUSSIAN = "VAE", "one model", "codebook", "lower bo
 PARTS = ("amortisation", "family", "prior", "decoder")
 GAP, SAVED = "gap", "saved by the mixture"
 IMAGES = "images"
-_SHORTER = (4, 2, 1)  # parts of the passes that are tried too
+_SHORTER = (2, 1)  # parts of the passes that are tried too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Plan(Common):
     - `dims`: how many principal components of the training images, each a source of its own; `whole`: whether images as they
       are, with their mean taken off, are one more.
     - `betas`: the slopes, in mean variances of the components per nat.
-    - `passes`: over the training images at most, or a half or a quarter, whichever is best on validation images; and, to
+    - `passes`: over the training images at most, or a half, whichever is best on validation images; and, to
       compare with, up to twice as many.
     - `hidden`, `batch`, `lr`: of the models and their training, under a one-cycle schedule; `latent_dim`: for whole images,
       else there are as many latents as components.
@@ -68,11 +68,11 @@ class Plan(Common):
     dims: tuple[int, ...] = (8, 16)
     whole: bool = True
     betas: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0)
-    passes: int = 200
+    passes: int = 240
     hidden: tuple[int, ...] = (128, 128)
     latent_dim: int = 16
     batch: int = 100
-    lr: float = 2e-3
+    lr: float = 1e-2
     low: float = 0.1
     high: float = 3.0
     points: tuple[int, ...] = (10, 50, 200, 500)
@@ -284,7 +284,7 @@ def _one_model(found: Source, times: int, dim: int, seed: int, betas: list[float
 
 
 def _configs(times: int, passes: int, batch: int, lr: float, device: str, **rest: Any) -> list[training.TrainConfig]:
-    """What is tried: a quarter, half and all of the passes, and with twice the effort twice as many too."""
+    """What is tried: half and all of the passes, and with twice the effort twice as many too."""
     counts = {max(1, passes // part) for part in _SHORTER} | {times * passes}
     return [training.TrainConfig(count, batch, lr, "one_cycle", device=device) for count in sorted(counts)]
 

@@ -188,6 +188,6 @@ def test_a_plan_refuses_in_one_line(values, said):
 
 
 def test_the_parts_are_named_in_the_order_in_which_they_are_taken():
-    assert PARTS == tuple(study._STAGES)
+    assert tuple(study._STAGES) == PARTS
     ends = [after for _, after in study._STAGES.values()]
     assert [before for before, _ in study._STAGES.values()][1:] == ends[:-1]

@@ -19,7 +19,8 @@ _AT_ONCE = 1 << 22  # pairs of an example and a code at once
 _EDGE = 1e-3  # how near codes of probabilities may come to 0 and 1
 _LOOKS = 20  # how often a fit looks at the validation examples, at most
 _LEAST = -80.0  # of an exponent beside the largest one: float32 has no smaller numbers that are quick
-_FEW = 1.0  # examples' worth of the mean spread that is in the spread of each code
+_FEW = 1.0  # examples' worth of the mean spread that is in the spread of each code; of a covariance, for each dimension
+_FULL = 32  # the most dimensions in which covariances are tried unasked
 
 Distortion = Callable[[Float[Tensor, "batch *shape"], Float[Tensor, "points *shape"]], Float[Tensor, "batch points"]]
 
@@ -69,6 +70,9 @@ DISTORTIONS = {
 }
 
 
+SPREADS = ("none", "round", "full")
+
+
 @dataclass(frozen=True, eq=False)
 class UpperBound(results.Quantities):
     """A codebook, and what it reaches on examples that it was not fitted to.
@@ -77,7 +81,8 @@ class UpperBound(results.Quantities):
     - `nats`: D/β + R, an `Estimate` whose values are those of the examples: what bounds are compared in. No code of the source
       is below R(D), and the expectation of this is above the least D/β + R.
     - `beta`: −dD/dR, in the unit of d per nat.
-    - `codes`: (points, *shape); `weights`: their probabilities w, (points,); `spread`: the variance of each, (points,).
+    - `codes`: (points, *shape); `weights`: their probabilities w, (points,); `spread`: the variance of each, (points,),
+      or the covariances (points, n, n).
     """
 
     rate: float
@@ -88,11 +93,11 @@ class UpperBound(results.Quantities):
     beta: float
     codes: Float[Tensor, "points *shape"]
     weights: Float[Tensor, " points"]
-    spread: Float[Tensor, " points"]
+    spread: Float[Tensor, "points ..."]
 
 
 class Book(NamedTuple):
-    """Codes (points, …), the logarithms of their probabilities, and the variance of each (points,)."""
+    """Codes (points, …), the logarithms of their probabilities, and the variance of each (points,) or covariance."""
 
     codes: Tensor
     log_w: Tensor
@@ -107,7 +112,7 @@ def upper_bound(
     distortion: str | Distortion = "squared",
     passes: int = 40,
     step: float = 1.0,
-    spread: bool | None = None,
+    spread: str | None = None,
     validation: Float[Tensor, "batch *shape"] | None = None,
     seed: int = 0,
 ) -> UpperBound:
@@ -124,8 +129,9 @@ def upper_bound(
     nothing.
 
     A finite number of codes is loose where exp(R) is not far below it, and in the tails. Under squared error a code can be a
-    whole Gaussian of reproductions, N(y_j, τ_j² I), at no cost: its integral of exp(−‖x − y‖²/β) is known. With `spread` their
-    variances are fitted too; where all are 0 the codes are points.
+    whole Gaussian of reproductions, N(y_j, T_j), at no cost: its integral of exp(−‖x − y‖²/β) is known. T_j is fitted by the
+    steps of expectation and maximisation for a mixture of Gaussians with the covariances T_j + β/2 I. Where all T_j are 0 the
+    codes are points.
 
     - `train`: what codes are fitted to, which begin as some of them; it says on which device.
     - `test`: what the bound is measured on, two examples or more, independent of `train`.
@@ -137,7 +143,9 @@ def upper_bound(
       examples (batch, *shape) and codes (points, *shape), whose gradient Adam follows.
     - `passes`: over the training examples, >= 1.
     - `step`: how far codes go, 1 for the best answer; for a function Adam's step.
-    - `spread`: whether codes are Gaussians, by default where the error is squared, and only possible there.
+    - `spread`: "none", codes are points; "round", Gaussians with T_j = τ_j² I; "full", with any covariance. Both need squared
+      error. By default, under squared error, "round" and, in 32 dimensions or fewer, also "full" for so few codes that each has
+      two examples for each dimension; the best on `validation` is kept.
     - `validation`: of the codebooks on the way the one that is best on these is kept; by default they are a fifth of `train`.
     - `seed`: which examples the codes begin as, and the order of batches.
 
@@ -155,9 +163,10 @@ def upper_bound(
         if x is not None and isinstance(of, _Bilinear) and (told := of.refuse(x)):
             found = f"{float(x.min()):g} to {float(x.max()):g}"
             raise ValueError(f"{name} must be {told} for distortion={distortion!r}, got values from {found}")
-    spread = distortion == "squared" if spread is None else bool(spread)
-    if spread and distortion != "squared":
-        raise ValueError("spread needs distortion='squared': of others the integral over a Gaussian is not known")
+    if spread is not None:
+        checks.choice("spread", spread, SPREADS)
+    if spread in ("round", "full") and distortion != "squared":
+        raise ValueError(f"spread={spread!r} needs distortion='squared': of others the integral over a Gaussian is not known")
     book = fitted(train, validation, beta, points, of, passes, step, spread, seed)
     x = _as(test, train, isinstance(of, _Bilinear))
     rate, found = measured(of, x, book, beta)
@@ -191,7 +200,7 @@ def fitted(
     of: _Bilinear | Distortion,
     passes: int,
     step: float,
-    spread: bool,
+    spread: str | None,
     seed: int,
 ) -> Book:
     """The codebook that is best on the validation examples, or on a fifth of the training examples that is kept out."""
@@ -209,7 +218,14 @@ def fitted(
             raise ValueError(
                 f"points must be at most the {len(x)} examples that codes can begin as, got {checks.short(points)}"
             )
-        found = [_fit(of, x, others, count, beta, passes, step, spread) for count in counts]
+        kinds = [spread] if spread else ["round", "full"] if of is DISTORTIONS["squared"] else ["none"]
+        few = len(x) / 2 / math.prod(x.shape[1:]) if math.prod(x.shape[1:]) <= _FULL else 0  # codes with covariances
+        found = [
+            _fit(of, x, others, count, beta, passes, step, kind)
+            for kind in kinds
+            for count in counts
+            if kind != "full" or spread or count <= few
+        ]
     return min(found, key=lambda each: each[0])[1]
 
 
@@ -225,13 +241,16 @@ def _as(x: Tensor, like: Tensor, flat: bool) -> Tensor:
 
 
 def _fit(
-    of: _Bilinear | Distortion, x: Tensor, validation: Tensor, count: int, beta: float, passes: int, step: float, spread: bool
+    of: _Bilinear | Distortion, x: Tensor, validation: Tensor, count: int, beta: float, passes: int, step: float, spread: str
 ) -> tuple[float, Book]:
     """D/β + R on the validation examples of the best codebook on the way, and this one."""
     codes = x[torch.randperm(len(x), device=x.device)[:count]].clone()
     log_w = torch.full((count,), -math.log(count), dtype=x.dtype, device=x.device)
-    start = max(0.3 * float(x.var(0).mean()) - beta / 2, 0.0) if spread and len(x) > 1 else 0.0
+    start = max(0.3 * float(x.var(0).mean()) - beta / 2, 0.0) if spread != "none" and len(x) > 1 else 0.0
     book = Book(codes, log_w, torch.full_like(log_w, start))
+    if spread == "full":
+        x, eye = double(x), torch.eye(x.shape[1], device=x.device, dtype=torch.float64)
+        book = Book(double(codes), double(log_w), (start * eye).repeat(count, 1, 1))
     adam = None if isinstance(of, _Bilinear) else torch.optim.Adam([codes.requires_grad_()], lr=step)
     best, every = (math.inf, book), max(1, passes // _LOOKS)
     for turn in range(1, passes + 1):
@@ -247,29 +266,55 @@ def _fit(
     return best
 
 
-def _terms(d: Tensor, book: Book, beta: float, n: int) -> Tensor:
-    """log w_j and the logarithm of the mean of exp(−d/β) over the reproductions of code j, (batch, points)."""
-    wider = 1 + 2 * book.spread / beta
-    return book.log_w - 0.5 * n * wider.log() - d / (beta * wider)
+def _terms(of: _Bilinear | Distortion, x: Tensor, book: Book, beta: float) -> tuple[Tensor, Tensor]:
+    """log w_j and the logarithm of the mean of exp(−d/β) over the reproductions of code j, and E d there; (batch, points)."""
+    n, s = math.prod(x.shape[1:]), beta / 2
+    if book.spread.dim() == 1:  # points, and Gaussians that are round
+        d, nearer = _table(of, x, book.codes), s / (s + book.spread)
+        terms = book.log_w + 0.5 * n * nearer.log() - nearer * d / beta
+        return terms, nearer.square() * d + n * nearer * book.spread
+    root = torch.linalg.cholesky(_wider(book, s))
+    inverse = torch.cholesky_inverse(root)
+    whiten = torch.linalg.solve_triangular(root, torch.eye(n, dtype=root.dtype, device=root.device), upper=False)
+    scale = root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * n * math.log(s)
+    terms = book.log_w - scale - 0.5 * _squares(whiten, x, book.codes)
+    rest = s * (n - s * inverse.diagonal(dim1=-2, dim2=-1).sum(-1))
+    return terms, s**2 * _squares(inverse, x, book.codes) + rest
 
 
-def _turn(of: _Bilinear, x: Tensor, book: Book, beta: float, step: float, spread: bool) -> Book:
+def _squares(maps: Tensor, x: Tensor, codes: Tensor) -> Tensor:
+    """‖M_j (x − y_j)‖² for each x and code, (batch, points)."""
+    moved = x @ maps.flatten(0, 1).T - (maps @ codes[..., None]).flatten()
+    return moved.square().unflatten(1, codes.shape).sum(2)
+
+
+def _wider(book: Book, s: float) -> Tensor:
+    return book.spread + s * torch.eye(book.spread.shape[-1], dtype=book.spread.dtype, device=book.spread.device)
+
+
+def _turn(of: _Bilinear, x: Tensor, book: Book, beta: float, step: float, spread: str) -> Book:
     """One step of all codes and weights, on all examples."""
-    codes, n = book.codes, x.shape[1]
-    count, total, squares = torch.zeros_like(book.log_w), torch.zeros_like(codes), torch.zeros_like(book.log_w)
-    for part in _parts(x, codes):
-        d = of(part, codes)
-        terms = _terms(d, book, beta, n)
+    codes, n, full = book.codes, x.shape[1], spread == "full"
+    count, total, squares = torch.zeros_like(book.log_w), torch.zeros_like(codes), torch.zeros_like(book.spread)
+    for part in _parts(x, book):
+        terms, _ = _terms(of, part, book, beta)
         q = (terms - terms.amax(1, keepdim=True)).clamp(min=_LEAST).softmax(1)
         count += q.sum(0)
         total += q.T @ part
-        if spread:
-            squares += (q * d).sum(0)
+        if full:
+            squares += (q.T @ (part[:, :, None] * part[:, None]).flatten(1)).unflatten(1, (n, n))
+        elif spread == "round":
+            squares += (q * of(part, codes)).sum(0)
     mean = total / count[:, None]
     best = of.best(mean)
     moved = of.best(codes + step * (best - codes)) if step != 1 else best
-    wide = book.spread
-    if spread:  # about the new centres; each has a little of what is common to all
+    wide = book.spread  # about the new centres; each has a little of what is common to all
+    if full:
+        squares = squares - count[:, None, None] * mean[:, :, None] * mean[:, None]
+        shared = (squares + n * _FEW * squares.sum(0) / len(x)) / (count + n * _FEW)[:, None, None]
+        values, axes = torch.linalg.eigh(shared)
+        wide = (axes * (values - beta / 2).clamp(min=0)[:, None]) @ axes.mT
+    elif spread == "round":
         squares = (squares - count * (mean - codes).square().sum(1)).clamp(min=0)
         wide = ((squares + _FEW * squares.sum() / len(x)) / (count + _FEW) / n - beta / 2).clamp(min=0)
     return Book(moved, (count / count.sum()).log(), wide)
@@ -278,7 +323,7 @@ def _turn(of: _Bilinear, x: Tensor, book: Book, beta: float, step: float, spread
 def _descend(of: Distortion, x: Tensor, book: Book, beta: float, adam: torch.optim.Optimizer) -> Tensor:
     """One pass of a distortion that is a function: a step of Adam for each batch, and then the weights' turn."""
     count = torch.zeros_like(book.log_w)
-    for part in _parts(x[torch.randperm(len(x), device=x.device)], book.codes, most=200):
+    for part in _parts(x[torch.randperm(len(x), device=x.device)], book, most=200):
         with torch.enable_grad():
             terms = book.log_w - _table(of, part, book.codes) / beta
             if not terms.requires_grad:
@@ -294,13 +339,10 @@ def _descend(of: Distortion, x: Tensor, book: Book, beta: float, adam: torch.opt
 def measured(of: _Bilinear | Distortion, x: Tensor, book: Book, beta: float) -> tuple[Estimate, Estimate]:
     """Rate and distortion of each example, in float64."""
     book = Book(*map(double, book))
-    n, s = math.prod(x.shape[1:]), beta / 2
     rates, distortions = [], []
-    for part in _parts(double(x), book.codes):
-        d = _table(of, part, book.codes)
-        terms = _terms(d, book, beta, n)
-        nearer = s / (s + book.spread)
-        found = (terms.softmax(1) * (nearer.square() * d + n * nearer * book.spread)).sum(1)
+    for part in _parts(double(x), book):
+        terms, d = _terms(of, part, book, beta)
+        found = (terms.softmax(1) * d).sum(1)
         rates.append(-terms.logsumexp(1) - found / beta)
         distortions.append(found)
     return Estimate.of(torch.cat(rates).cpu()), Estimate.of(torch.cat(distortions).cpu())
@@ -314,5 +356,6 @@ def _table(of: _Bilinear | Distortion, x: Tensor, codes: Tensor) -> Tensor:
     return d
 
 
-def _parts(x: Tensor, codes: Tensor, most: int = 1 << 30) -> Iterator[Tensor]:
-    yield from x.split(min(most, max(1, _AT_ONCE // len(codes))))
+def _parts(x: Tensor, book: Book, most: int = 1 << 30) -> Iterator[Tensor]:
+    each = len(book.codes) * (2 * book.spread.shape[-1] if book.spread.dim() == 3 else 1)
+    yield from x.split(min(most, max(1, _AT_ONCE // each)))

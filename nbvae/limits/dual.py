@@ -111,8 +111,9 @@ def lower_bound(
     codebook.accept_examples(train, test=test, validation=validation)
     starts, climbs = checks.whole("starts", starts), checks.whole("climbs", climbs)
     of = codebook.DISTORTIONS["squared"]
-    book = codebook.fitted(train, validation, beta, points, of, passes, 1.0, True, seed)
-    place = book.codes
+    book = codebook.fitted(train, validation, beta, points, of, passes, 1.0, None, seed)
+    place = train.new_zeros(()) if train.is_floating_point() else torch.zeros((), device=train.device)
+    book = codebook.Book(book.codes.to(place), book.log_w.to(place), book.spread)
     with seeded(seed, place.device), torch.no_grad():
         x, known = test.to(place).flatten(1), train.to(place).flatten(1)
         t, mse = _nats(x, book, beta)
