@@ -205,7 +205,7 @@ def _codebooks(
             beta,
             [count for count in plan["points"] if count <= len(ds.train)],
             passes=times * plan["turns"],
-            validation=ds.validation,
+            validation=ds.validation[:measured],
             seed=seed,
         )
         rows += _rows(beta, bound.nats, bound.estimate("rate"), bound.estimate("distortion"))

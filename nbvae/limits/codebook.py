@@ -17,7 +17,7 @@ from nbvae.results import Estimate
 
 _AT_ONCE = 1 << 22  # pairs of an example and a code at once
 _EDGE = 1e-3  # how near codes of probabilities may come to 0 and 1
-_LOOKS = 20  # how often a fit looks at the validation examples, at most
+_LOOKS = 10  # how often a fit looks at the validation examples, at most
 _LEAST = -80.0  # of an exponent beside the largest one: float32 has no smaller numbers that are quick
 _FEW = 1.0  # examples' worth of the mean spread that is in the spread of each code; of a covariance, for each dimension
 _FULL = 32  # the most dimensions in which covariances are tried unasked
@@ -249,7 +249,8 @@ def _fit(
     start = max(0.3 * float(x.var(0).mean()) - beta / 2, 0.0) if spread != "none" and len(x) > 1 else 0.0
     book = Book(codes, log_w, torch.full_like(log_w, start))
     if spread == "full":
-        x, eye = double(x), torch.eye(x.shape[1], device=x.device, dtype=torch.float64)
+        x = double(x)
+        eye = torch.eye(x.shape[1], device=x.device, dtype=torch.float64)
         book = Book(double(codes), double(log_w), (start * eye).repeat(count, 1, 1))
     adam = None if isinstance(of, _Bilinear) else torch.optim.Adam([codes.requires_grad_()], lr=step)
     best, every = (math.inf, book), max(1, passes // _LOOKS)
