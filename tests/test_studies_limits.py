@@ -114,7 +114,7 @@ def rows(change=lambda quantity, objective, seed, passes: 0.0, noise=0.001):
 def checked(**how):
     frame = rows(**how)
     frame = pd.concat([frame, study._gaps(frame)], ignore_index=True)
-    return [check.passed for check in study._checks(Plan(betas=(0.5, 1.0)), frame)]
+    return [check.passed for check in study._checks(Plan(passes=200, betas=(0.5, 1.0)), frame)]
 
 
 def test_the_gap_and_its_parts_are_differences_of_one_seed():
@@ -156,7 +156,7 @@ def test_checks_pass_where_all_is_steady_and_each_fails_for_its_own_reason():
 def test_what_a_plan_does_not_claim_is_named_and_in_no_check_of_sizes():
     frame = rows(change=lambda quantity, objective, seed, passes: -0.3 * (objective == VAE) * (passes == 400))
     frame = pd.concat([frame, study._gaps(frame)], ignore_index=True)
-    plan = Plan(betas=(0.5, 1.0), unclaimed=("above the codebook VAE", "decoder VAE 8 components"))
+    plan = Plan(passes=200, betas=(0.5, 1.0), unclaimed=("above the codebook VAE", "decoder VAE 8 components"))
     errors, twice, *_ = study._checks(plan, frame)
     assert errors.found.endswith("not claimed are above the codebook VAE, decoder VAE 8 components")
     assert twice.passed
