@@ -13,6 +13,8 @@ The rooms and what each offers, from the ones that know least to the ones that k
   Numbers, Solution, LinearGaussian, linear_elbo_terms, GaussianTerms, linear_four_terms, linear_evidence,
   calibrated_distortion, gaussian_rd, gaussian_rate_distortion, gaussian_distortion_rate, SampledRD, sampled_rd,
   DiscreteRD, blahut_arimoto
+- `limits`: R(D) of finite sources, and bounds on that of data from both sides.
+  DiscreteLimit, LowerBound, UpperBound, blahut_arimoto, lower_bound, upper_bound
 - `models`: VAEs as three distributions, `posterior(x)`, `likelihood(z)`, `prior()`.
   VAE, AtBeta, Discretized, MultiBetaVAE
 - `posterior`: the aggregated posterior q(z) of a data set.
@@ -50,6 +52,7 @@ __all__ = [
     "curves",
     "data",
     "estimators",
+    "limits",
     "metrics",
     "models",
     "notebook",

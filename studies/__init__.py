@@ -23,7 +23,7 @@ from studies.plan import BUDGETS, Plan
 from studies.record import Record, read
 
 NAMES = (
-    *("failures", "objectives", "sampled", "weights", "curve", "decoders", "spectra", "sigma", "collapse"),
+    *("failures", "objectives", "sampled", "weights", "curve", "decoders", "limits", "spectra", "sigma", "collapse"),
     *("multi_beta", "warm", "page_model", "samplers", "priors", "ladder", "coupled", "third_axis", "far", "disentanglement"),
     "lossless",
 )
