@@ -36,6 +36,7 @@ DATASETS = ("digits", "mnist", "glyphs")
 HEAVY, LIGHT = "heavy", "light"
 SHAPE, FLOW = "marginal_kl_held_out_rest", "marginal_kl_flow"
 DISTANCES = ("frechet", "kernel", "coverage")
+_SHOWN = 12  # images of each sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,15 @@ def run(plan: Plan, lab: Lab) -> Record:
     place = [trained | {name: cell[name] for name in ("weights", "passes", "seed", "name")} for cell in kept]
     flows = [cell | {"steps": plan.steps, "draws": plan.draws} for cell in place]
     mixed = [cell | {name: plan.settings[name] for name in ("components", "drawn", "nearest", "neighbours")} for cell in place]
-    found += lab.map(by_flow, flows, "flows") + lab.map(from_mixture, mixed, "mixtures")
+    found += lab.map(by_flow, flows, "flows")
+    instead = lab.map(from_mixture, mixed, "mixtures")
+    drawn = {
+        f"{cell['name']}, {way}": each[way]
+        for each, cell in zip(instead, mixed, strict=True)
+        if cell["seed"] == plan.seeds[0]
+        for way in ("prior", "mixture")
+    }
+    found += instead
     cells += flows + mixed
     frame = pd.DataFrame(
         [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
@@ -197,7 +206,13 @@ def run(plan: Plan, lab: Lab) -> Record:
     whole: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
     images = len(plan.data().train)
     return Record.of(
-        __name__, plan, lab, whole.to_dict("records"), checks=_checks(plan, frame, images), said=_said(whole, images)
+        __name__,
+        plan,
+        lab,
+        whole.to_dict("records"),
+        checks=_checks(plan, frame, images),
+        said=_said(whole, images),
+        arrays=drawn,
     )
 
 
@@ -329,19 +344,21 @@ def from_mixture(
     neighbours: int,
     **settings: Any,
 ) -> dict[str, Any]:
-    """How near images are to decoded codes of test images if z is drawn from a mixture fitted to codes of training images."""
+    """How near images are to decoded codes of test images if z is drawn from a mixture fitted to codes of training images.
+
+    And some images to look at, of it and of the prior, both as (shown, *shape).
+    """
     ds = load(dataset, binarize, images)
     (model,) = _trained(ds, weights, [seed], **settings)
     view, x = _at_best_scale(ds, model)
     extract = metrics.classifier(load(dataset, binarize))
-    ways = {"mixture": samplers.Mixture(view, x, components, seed=seed)}
+    ways: dict[str, Any] = {"mixture": samplers.Mixture(view, x, components, seed=seed)}
+    near = _near(view, ds.test, extract, ways, drawn, nearest, neighbours, seed)
     place = {"objective": name, "seed": seed, "on_information": weights[0], "on_marginal": weights[1]}
-    return {
-        "rows": [
-            results.row_of(quantity, each, **place, split="test", sampler=way)
-            for way, quantity, each in _near(view, ds.test, extract, ways, drawn, nearest, neighbours, seed)
-        ]
-    }
+    rows = [results.row_of(quantity, each, **place, split="test", sampler=way) for way, quantity, each in near]
+    ways["prior"] = samplers.Prior(view)
+    some = {way: each.sample(_SHOWN, torch.Generator().manual_seed(seed)) for way, each in ways.items()}
+    return {"rows": rows} | {way: each.cpu().numpy().astype(np.float16) for way, each in some.items()}
 
 
 # What is claimed: one rate and one distortion, and that shape and the cost of sampling differ.
