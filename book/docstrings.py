@@ -15,7 +15,7 @@ def rest(text: str) -> list[str]:
     """
     lines: list[str] = []
     for kind, block in blocks(text.splitlines()):
-        lines += [*{"list": listed, "table": table, "formula": formula, "example": list, "text": prose}[kind](block), ""]
+        lines += [*{"list": listed, "table": table, "formula": formula, "example": example, "text": prose}[kind](block), ""]
     return lines
 
 
@@ -83,6 +83,14 @@ CELL = re.compile(r"\|(?=(?:[^`]*`[^`]*`)*[^`]*$)")  # not inside code
 def formula(block: Sequence[str]) -> list[str]:
     """Lines that stand as they are, in a font that keeps their columns."""
     return [".. code-block:: text", "   :class: formula", "", *(f"   {line[4:]}" for line in block)]
+
+
+def example(block: Sequence[str]) -> list[str]:
+    """An example as it is, but for the line by which the tests know that an error is expected."""
+    return [line for line in block if line != EXPECTED]
+
+
+EXPECTED = "Traceback (most recent call last):"
 
 
 def inline(text: str) -> str:

@@ -339,6 +339,18 @@ def page(room: str, uses: Mapping[str, list[str]]) -> list[str]:
         lines += [f"   * - :py:obj:`{entry.name} <{entry.path}>`", f"     - {docstrings.inline(entry.summary)}"]
     for entry in names:
         lines += ["", *_entry(entry, uses)]
+    return [*lines, *(_studies() if room == "studies" else []), ""]
+
+
+def _studies() -> list[str]:
+    """What each study asks, and the chapter that shows it."""
+    import studies
+
+    lines = ["", ".. rubric:: The studies", "", ".. list-table::", "   :class: names", "   :widths: 32 68", ""]
+    for name in studies.NAMES:
+        study = studies.study(name)
+        shown = f":doc:`Chapter {number(study.CHAPTER)} </book/executed/{study.CHAPTER}>`." if study.CHAPTER else ""
+        lines += [f"   * - ``{name}``", f"     - {docstrings.inline(study.QUESTION)} {shown}"]
     return [*lines, ""]
 
 
