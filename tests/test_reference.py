@@ -341,3 +341,39 @@ def test_a_gap_ends_the_build_with_one_line(tmp_path, gap, complaint):
     assert run.returncode
     assert not (tmp_path / "_build" / "index.html").exists()
     assert build.warnings_in(run.stderr) == f"  ERROR: {complaint}"
+
+
+@pytest.fixture(scope="module")
+def html() -> Path:
+    built = ROOT / "_build" / "html"
+    if not (built / ".key").is_file() or (built / ".key").read_text() != build.book_key(ROOT):
+        pytest.skip("the book is not built, or older than its sources: run `make book`")
+    return built
+
+
+@pytest.mark.parametrize("room", reference.rooms())
+def test_the_built_page_of_a_room_has_all_its_names_and_links_back_to_the_chapters(html, room):
+    text = (html / f"{reference.page_of(room)}.html").read_text(encoding="utf-8")
+    uses = reference.used(ROOT)
+    for entry in (each for each in NAMES if each.room == room):
+        anchor = f'id="module-{entry.path}"' if entry.kind == "module" else f'id="{entry.path}"'
+        assert anchor in text
+        body = re.split(
+            r'<dt class="sig[^>]* id="nbvae\.[a-z]+\.\w+"|<dt class="sig[^>]* id="studies\.\w+"', text.split(anchor)[1]
+        )[0]
+        linked = re.findall(r'href="\.\./executed/(\w+)\.html"', body.split("Used in chapter")[-1].split("</p>")[0])
+        assert linked == uses.get(entry.short, []), entry.short
+
+
+def test_the_built_chapters_lead_to_entries_and_the_sidebar_to_the_index(html):
+    for chapter in reference.chapters(ROOT):
+        text = (html / "book" / "executed" / f"{chapter}.html").read_text(encoding="utf-8")
+        links = re.findall(r'<a class="to-reference[^"]*" href="([^"#]*)#([\w.]+)"', text)
+        assert links, f"{chapter} names nothing of the library in its text"
+        for address, anchor in links:
+            target = (html / "book" / "executed" / address).resolve()
+            assert f'id="{anchor}"' in target.read_text(encoding="utf-8")
+        assert 'href="../../genindex.html"' in text.split("</nav>")[0]
+    index = (html / "genindex.html").read_text(encoding="utf-8")
+    missing = [entry.path for entry in NAMES if entry.kind != "module" and f"#{entry.path}" not in index]
+    assert missing == []
