@@ -13,6 +13,8 @@ The rooms and what each offers, from the ones that know least to the ones that k
   Numbers, Solution, LinearGaussian, linear_elbo_terms, GaussianTerms, linear_four_terms, linear_evidence,
   calibrated_distortion, gaussian_rd, gaussian_rate_distortion, gaussian_distortion_rate, SampledRD, sampled_rd,
   DiscreteRD, blahut_arimoto
+- `limits`: R(D) of finite sources, and bounds on that of data from both sides.
+  DiscreteLimit, LowerBound, UpperBound, blahut_arimoto, lower_bound, upper_bound
 - `models`: VAEs as three distributions, `posterior(x)`, `likelihood(z)`, `prior()`.
   VAE, AtBeta, Discretized, MultiBetaVAE
 - `posterior`: the aggregated posterior q(z) of a data set.
@@ -32,6 +34,8 @@ The rooms and what each offers, from the ones that know least to the ones that k
   frechet_gaussians, importances, inception, information_gap, kernel_distance
 - `samplers`: ways to draw from a trained model.
   Aggregate, Chain, Density, Diffusion, Flow, Mixture, Prior, Recursive, Sampler, SecondStage, VampPrior
+- `coding`: images as bytes and back, by a trained model.
+  Embedded, Embedding, Report, Rung, compress, decompress, report
 - `plotting`: figures of records.
   rd_plane, phase_diagram, envelope, image_grid, four_terms
 - `notebook`: what chapters need of a notebook.
@@ -44,9 +48,11 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     "analytic",
+    "coding",
     "curves",
     "data",
     "estimators",
+    "limits",
     "metrics",
     "models",
     "notebook",

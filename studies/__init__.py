@@ -24,8 +24,9 @@ from studies.record import Record, read
 
 # The studies, each a module of this package.
 NAMES = (
-    *("failures", "objectives", "sampled", "weights", "curve", "decoders", "spectra", "sigma", "collapse"),
+    *("failures", "objectives", "sampled", "weights", "curve", "decoders", "limits", "spectra", "sigma", "collapse"),
     *("multi_beta", "warm", "page_model", "samplers", "priors", "ladder", "coupled", "third_axis", "far", "disentanglement"),
+    "lossless",
 )
 
 KEPT = ".studies"  # the folder for what a reader runs, in the current one: the command's default too

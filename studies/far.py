@@ -34,8 +34,9 @@ QUESTION = "Do models of one rate and one distortion still differ far beyond log
 CHAPTER = "06_aggregated_posterior"
 DATASETS = ("digits", "mnist", "glyphs")
 HEAVY, LIGHT = "heavy", "light"
-SHAPE = "marginal_kl_held_out_rest"
+SHAPE, FLOW = "marginal_kl_held_out_rest", "marginal_kl_flow"
 DISTANCES = ("frechet", "kernel", "coverage")
+_SHOWN = 12  # images of each sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Plan(Common):
     - `beside`: the Gaussians of the density that is trained beside each model.
     - `passes`: over the training images; all is also done with twice as many, the search too.
     - `latent_dim`, `hidden`, `batch`, `lr`: of the models and their training, under a one-cycle schedule.
-    - `components`: of the mixture that is fitted afterwards.
+    - `components`: of the mixture that is fitted afterwards; `steps`: of a flow that is fitted beside it, after `passes` alone.
     - `reference`, `draws`: how many training images the bounds by their own mixture are from, and the z for each.
     - `drawn`: the number of images from each sampler; `nearest`, `neighbours`: for coverage, how many at most, and its k.
     - `tolerance`: the most that the two may differ by in rate, and in distortion, in nats.
@@ -65,6 +66,7 @@ class Plan(Common):
     batch: int = 100
     lr: float = 4e-3
     components: int = 10
+    steps: int = 2000
     reference: int = 1200
     draws: int = 5
     drawn: int = 1200
@@ -96,11 +98,11 @@ def plan(dataset: str, budget: str) -> Plan:
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
     if budget == "quick":
-        few = {"images": 2000, "seeds": (0, 1), "search_seeds": 1, "draws": 1, "drawn": 1000, "components": 5}
+        few = {"images": 2000, "seeds": (0, 1), "search_seeds": 1, "draws": 1, "drawn": 1000, "components": 5, "steps": 300}
         return full.changed(passes=max(2, full.passes // 10), grid=full.grid[:3], **few).stretched("passes")
     if budget == "smoke":
         small = {"hidden": (16,), "images": 300, "reference": 200, "components": 2, "drawn": 200, "nearest": 200}
-        return full.changed(**small, passes=1, seeds=(0, 1), search_seeds=1, latent_dim=3, beside=2)
+        return full.changed(**small, passes=1, seeds=(0, 1), search_seeds=1, latent_dim=3, beside=2, steps=5)
     return full
 
 
@@ -184,13 +186,33 @@ def run(plan: Plan, lab: Lab) -> Record:
         for seed in plan.seeds
     ]
     found = lab.map(measure, cells, "pairs")
+    kept = [cell for cell in cells if cell["passes"] == plan.passes]
+    place = [trained | {name: cell[name] for name in ("weights", "passes", "seed", "name")} for cell in kept]
+    flows = [cell | {"steps": plan.steps, "draws": plan.draws} for cell in place]
+    mixed = [cell | {name: plan.settings[name] for name in ("components", "drawn", "nearest", "neighbours")} for cell in place]
+    found += lab.map(by_flow, flows, "flows")
+    instead = lab.map(from_mixture, mixed, "mixtures")
+    drawn = {
+        f"{cell['name']}, {way}": each[way]
+        for each, cell in zip(instead, mixed, strict=True)
+        if cell["seed"] == plan.seeds[0]
+        for way in ("prior", "mixture")
+    }
+    found += instead
+    cells += flows + mixed
     frame = pd.DataFrame(
         [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
     )
     whole: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
     images = len(plan.data().train)
     return Record.of(
-        __name__, plan, lab, whole.to_dict("records"), checks=_checks(plan, frame, images), said=_said(whole, images)
+        __name__,
+        plan,
+        lab,
+        whole.to_dict("records"),
+        checks=_checks(plan, frame, images),
+        said=_said(whole, images),
+        arrays=drawn,
     )
 
 
@@ -267,41 +289,107 @@ def measure(
     found += [("train", None, each, own[each]) for each in ("marginal_kl", "marginal_kl_lower", "mutual_information")]
     found += [("test", None, each, value) for each, value in marginal_kl_lower(view, x, ds.test, components).items()]
     extract = metrics.classifier(load(dataset, binarize))
-    generator = torch.Generator
-    held = extract(samplers.Aggregate(view, ds.test).sample(drawn, generator().manual_seed(seed + 1)))
-    for way, sampler in (("prior", samplers.Prior(view)), ("aggregate", samplers.Aggregate(view, x))):
+    ways = {"prior": samplers.Prior(view), "aggregate": samplers.Aggregate(view, x)}
+    near = _near(view, ds.test, extract, ways, drawn, nearest, neighbours, seed)
+    found += [("test", way, each, value) for way, each, value in near]
+    place = {"objective": name, "seed": seed, "on_information": weights[0], "on_marginal": weights[1]}
+    return {"rows": [results.row_of(quantity, each, **place, split=split, sampler=way) for split, way, quantity, each in found]}
+
+
+def _near(
+    view: Any, test: Tensor, extract: Any, ways: dict[str, Any], drawn: int, nearest: int, neighbours: int, seed: int
+) -> list[tuple[str, str, Estimate]]:
+    """How near images of each sampler are to decoded codes of the test images."""
+    generator, found = torch.Generator, []
+    held = extract(samplers.Aggregate(view, test).sample(drawn, generator().manual_seed(seed + 1)))
+    for way, sampler in ways.items():
         features = extract(sampler.sample(drawn, generator().manual_seed(seed)))
         near: dict[str, Estimate] = compared(features, held, neighbours, nearest, 0, seed)
         near["kernel"] = Estimate(metrics.kernel_distance(features, held).value, n=len(held))
-        found += [("test", way, each, value) for each, value in near.items()]
+        found += [(way, each, value) for each, value in near.items()]
+    return found
+
+
+def by_flow(
+    dataset: str,
+    binarize: str | None,
+    images: int | None,
+    weights: list[float],
+    seed: int,
+    name: str,
+    steps: int,
+    draws: int,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The bound of `marginal_kl_lower` at the best scale by another density, a flow, as a row."""
+    ds = load(dataset, binarize, images)
+    (model,) = _trained(ds, weights, [seed], **settings)
+    view, x = _at_best_scale(ds, model)
+    rate = estimators.evaluate(view, ds.test, n_samples=1).rate
+    saved = Estimate(rate - samplers.Flow(view, x, steps=steps, seed=seed).rate(ds.test, draws, seed), n=len(ds.test))
     place = {"objective": name, "seed": seed, "on_information": weights[0], "on_marginal": weights[1]}
-    return {"rows": [results.row_of(quantity, each, **place, split=split, sampler=way) for split, way, quantity, each in found]}
+    return {"rows": [results.row_of(FLOW, saved, **place, split="test", sampler=None)]}
+
+
+def from_mixture(
+    dataset: str,
+    binarize: str | None,
+    images: int | None,
+    weights: list[float],
+    seed: int,
+    name: str,
+    components: int,
+    drawn: int,
+    nearest: int,
+    neighbours: int,
+    **settings: Any,
+) -> dict[str, Any]:
+    """How near images are to decoded codes of test images if z is drawn from a mixture fitted to codes of training images.
+
+    And some images to look at, of it and of the prior, both as (shown, *shape).
+    """
+    ds = load(dataset, binarize, images)
+    (model,) = _trained(ds, weights, [seed], **settings)
+    view, x = _at_best_scale(ds, model)
+    extract = metrics.classifier(load(dataset, binarize))
+    ways: dict[str, Any] = {"mixture": samplers.Mixture(view, x, components, seed=seed)}
+    near = _near(view, ds.test, extract, ways, drawn, nearest, neighbours, seed)
+    place = {"objective": name, "seed": seed, "on_information": weights[0], "on_marginal": weights[1]}
+    rows = [results.row_of(quantity, each, **place, split="test", sampler=way) for way, quantity, each in near]
+    ways["prior"] = samplers.Prior(view)
+    some = {way: each.sample(_SHOWN, torch.Generator().manual_seed(seed)) for way, each in ways.items()}
+    return {"rows": rows} | {way: each.cpu().numpy().astype(np.float16) for way, each in some.items()}
 
 
 # What is claimed: one rate and one distortion, and that shape and the cost of sampling differ.
 
 
-def differences(frame: Any) -> Any:
-    """What the light model has more than the heavy one, in pairs of seeds, by quantity.
+def by_model(frame: Any) -> Any:
+    """One row for each model and quantity, with what sampling from its prior costs among them.
 
     - `frame`: a record's, or with a column `passes`.
 
-    Rate and distortion are those of training images at the best scale, `marginal_kl_…` bounds on what is left of
-    KL(q(z) ‖ p(z)). "frechet cost" and its like are by how much samples of the prior are farther from decoded codes of test
-    images than decoded codes of training images are; of coverage, what they lack.
+    Of the test images are "test rate", "test distortion" and the held-out bounds, the other nats of training images; all at the
+    best scale. "frechet cost" and its like are by how much samples of the prior are farther from decoded codes of test images
+    than decoded codes of training images are; of coverage, what they lack. "… cost of a mixture" is that of draws of a mixture
+    of Gaussians fitted to codes of training images, in the place of the prior.
     """
     keys = [name for name in ("objective", "seed", "passes") if name in frame]
     train = frame[(frame["split"] == "train") & frame["sampler"].isna()]
     test = frame[(frame["split"] == "test") & frame["sampler"].isna()]
     test = test.assign(quantity=test["quantity"].replace({"rate": "test rate", "distortion": "test distortion"}))
     near = frame[frame["quantity"].isin(DISTANCES) & frame["sampler"].notna()]
-    both = near[near["sampler"] == "prior"].merge(
-        near[near["sampler"] == "aggregate"], on=[*keys, "quantity"], suffixes=("", "_own")
-    )
-    sign = np.where(both["quantity"] == "coverage", -1.0, 1.0)
-    both = both.assign(value=sign * (both["value"] - both["value_own"]), quantity=both["quantity"] + " cost")
-    rows = pd.concat([each[[*keys, "quantity", "value"]] for each in (train, test, both)], ignore_index=True)
-    return results.paired(rows, objective=HEAVY).drop(columns="objective")
+    own, costs = near[near["sampler"] == "aggregate"], []
+    for way, name in (("prior", "cost"), ("mixture", "cost of a mixture")):
+        both = near[near["sampler"] == way].merge(own, on=[*keys, "quantity"], suffixes=("", "_own"))
+        sign = np.where(both["quantity"] == "coverage", -1.0, 1.0)
+        costs.append(both.assign(value=sign * (both["value"] - both["value_own"]), quantity=both["quantity"] + f" {name}"))
+    return pd.concat([each[[*keys, "quantity", "value"]] for each in (train, test, *costs)], ignore_index=True)
+
+
+def differences(frame: Any) -> Any:
+    """What the light model has more than the heavy one, in pairs of seeds, by quantity, as `by_model` has them."""
+    return results.paired(by_model(frame), objective=HEAVY).drop(columns="objective")
 
 
 def _checks(plan: Plan, frame: Any, images: int) -> list[convergence.Check]:
@@ -312,10 +400,12 @@ def _checks(plan: Plan, frame: Any, images: int) -> list[convergence.Check]:
         near = all(abs(means[name].value) <= plan.tolerance for name in ("rate", "distortion"))
         told = f"they differ by {means['rate']:+} and {means['distortion']:+} nats, {plan.tolerance:g} allowed"
         found.append(convergence.Check(f"the pair has one rate and one distortion after {passes} passes", near, told))
-        shape = means[SHAPE]
-        clear = abs(shape.value) > 5 * shape.stderr
-        told = f"KL(q(z) ‖ p(z)) beyond scale differs by at least {shape:+} nats on codes of test images"
-        found.append(convergence.Check(f"their shapes differ by five errors after {passes} passes", clear, told))
+        for name, density in ((SHAPE, "a mixture"), (FLOW, "a flow")):
+            if name in means:
+                clear = abs(means[name].value) > 5 * means[name].stderr
+                told = f"KL(q(z) ‖ p(z)) beyond scale differs by {means[name]:+} nats on codes of test images"
+                check = f"their shapes differ by five errors, by {density}, after {passes} passes"
+                found.append(convergence.Check(check, clear, told))
     rates = frame[(frame["quantity"] == "rate") & (frame["split"] == "train")]
     lowest, twice = rates["value"].min(), 2 * math.log(images)
     found.append(

@@ -61,6 +61,9 @@ def test_each_code_keeps_its_own_posterior_and_the_conditional_is_schurs(shape, 
     law = multivariate_normal(mean[k:] + regress @ (z[0] - mean[:k]), cov[k:, k:] - regress @ cov[:k, k:])
     found = coupled.log_prob(coarse, fine, z, new)
     assert found.item() == pytest.approx(law.logpdf(new[0]), rel=1e-7, abs=1e-7)
+    given = coupled.given(coarse, fine, z)
+    np.testing.assert_allclose(given.mean[0], law.mean, atol=1e-8)
+    np.testing.assert_allclose(given.covariance_matrix[0], law.cov, atol=1e-8)
 
 
 def test_draws_have_the_law_of_the_posterior_for_several_draws_of_each_example():

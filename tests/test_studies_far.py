@@ -113,6 +113,8 @@ def frame(apart: float = 0.0, shape: float = 1.0, rate: float = 20.0, passes: tu
                 noise = 0.01 * rng.normal()
                 values = {("train", None, "rate"): rate + more * apart + noise, ("train", None, "distortion"): 5.0 + noise}
                 values |= {("test", None, far.SHAPE): 1.0 + more * shape + noise, ("train", None, "marginal_kl"): 1.0}
+                if times == 1:  # the flow is fitted after the plan's passes alone
+                    values |= {("test", None, far.FLOW): 1.0 + more * shape + noise}
                 for distance in far.DISTANCES:
                     values |= {("test", "prior", distance): 3.0 + more, ("test", "aggregate", distance): 2.0 + noise}
                 rows += [
@@ -141,6 +143,7 @@ def test_differences_are_light_less_heavy_and_costs_are_above_the_aggregates():
 )
 def test_the_checks_fail_for_what_they_are_there_for(settings, failed):
     checks = far._checks(far.Plan(passes=1), frame(**settings), images=1000)
+    assert sum("their shapes differ" in each.name for each in checks) == 3
     names = {each.name for each in checks if not each.passed}
     assert all(any(name.startswith(each) for name in names) for each in failed)
     assert all(any(name.startswith(each) for each in failed) for name in names)

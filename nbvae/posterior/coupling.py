@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, distributions
 
 from nbvae import checks
 from nbvae._tensors import double
@@ -123,6 +123,20 @@ class Coupling:
         square = apart.square().sum(-1) + _times(through, apart).square().sum(-1)
         constant = u.shape[-1] * math.log(2 * math.pi)
         return 0.5 * (_log_det(through) - square - constant) - fine_std.log().sum(-1)
+
+    def given(self, coarse: Code, fine: Code, z: Float[Tensor, "*draws n k"]) -> distributions.MultivariateNormal:
+        """q(z'|z, x) of the coupled law, whose density `log_prob` has: event shape (k',), in float64.
+
+        - `coarse`, `fine`: means and standard deviations (n, k) and (n, k') of the posteriors of n examples.
+        - `z`: their coarse codes (*draws, n, k).
+        """
+        (mean, std), (fine_mean, fine_std) = _accept(coarse, fine)
+        through, root = _channel(self.gain, fine_std)
+        shift = _times((root @ through).mT, (double(z) - mean) / std)
+        precision = torch.eye(through.shape[-1]).to(through) + through.mT @ through
+        spread = fine_std.unsqueeze(-1) * torch.linalg.inv(precision) * fine_std.unsqueeze(-2)
+        law = distributions.MultivariateNormal
+        return law(fine_mean + fine_std * shift, scale_tril=torch.linalg.cholesky(spread), validate_args=False)
 
 
 def _accept(coarse: Code, fine: Code, least: int = 1) -> tuple[Code, Code]:

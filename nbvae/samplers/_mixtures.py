@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
-from torch import Tensor
+from torch import Tensor, distributions
 
 from nbvae import checks
 
@@ -33,6 +33,13 @@ class Conditional:
         mean = mean[torch.arange(len(z)), chosen]
         noise = torch.randn(mean.shape, dtype=mean.dtype).unsqueeze(-1)
         return (mean + (self.root[chosen] @ noise).squeeze(-1)).to(z)
+
+    def law(self, z: Float[Tensor, "n given"]) -> distributions.MixtureSameFamily:
+        """The law of the rest given z."""
+        log_weight, mean = self._given(z)
+        each = distributions.MultivariateNormal(mean, scale_tril=self.root.expand(len(z), -1, -1, -1), validate_args=False)
+        kinds = distributions.Categorical(logits=log_weight, validate_args=False)
+        return distributions.MixtureSameFamily(kinds, each, validate_args=False)
 
     def log_prob(self, new: Float[Tensor, "n k"], z: Float[Tensor, "n given"]) -> Float[Tensor, " n"]:
         log_weight, mean = self._given(z)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, distributions
 
 from nbvae import checks, posterior
 from nbvae._measuring import check_model, rate_of
@@ -109,6 +109,18 @@ class Chain(Sampler):
         """
         seed = checks.seed("seed", seed, bits=32)
         return [each[0] for each in self._together([codes_of(view, x) for view in self.views], 1, seed)]
+
+    def given(self, step: int, z: Float[Tensor, "batch k"]) -> distributions.MixtureSameFamily:
+        """p(z'|z) of one step, event shape (k',), in float64 on the CPU.
+
+        - `step`: 0 for the step from the coarsest β to the next, and so on.
+        - `z`: codes (batch, k) at the coarser β.
+
+        Raises `ValueError` for a step that the ladder has not.
+        """
+        if checks.whole("step", step, minimum=0) >= len(self.steps):
+            raise ValueError(f"the ladder has {len(self.steps)} steps, from 0; got {step}")
+        return self.steps[step].law(z)
 
     def rates(self, x: Float[Tensor, "batch *shape"], draws: int = 5, seed: int = 0) -> Float[Tensor, " steps"]:
         """Nats that each stage of coding x in steps takes, from coarse to fine.
