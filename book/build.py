@@ -367,7 +367,9 @@ def book_key(root: Path) -> str:
     """Changes exactly when the pages may change."""
     prose = [file for file in sorted((root / "book").rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
     prose = [file for file in prose if "executed" not in file.parts or file.suffix in (".ipynb", ".md")]
-    return hash_files([root / "_config.yml", root / "_toc.yml", root / "constraints.txt", *prose])
+    library = [file for package in ("nbvae", "studies") for file in sorted((root / package).rglob("*.py"))]  # its docstrings
+    settings = [root / name for name in ("_config.yml", "_toc.yml", "constraints.txt", "genindex.md")]
+    return hash_files([*settings, *prose, *library])
 
 
 def render(root: Path, verbose: bool) -> None:
@@ -385,9 +387,10 @@ def render(root: Path, verbose: bool) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root),
                "--path-output", str(fresh), "-n", "-W", "--keep-going"]  # fmt: skip
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))  # the reference imports the library
     run = subprocess.run(
         command, cwd=root, text=True, stdout=None if verbose else subprocess.PIPE,
-        stderr=None if verbose else subprocess.STDOUT, env=os.environ | KERNEL_ENVIRONMENT,
+        stderr=None if verbose else subprocess.STDOUT, env=os.environ | KERNEL_ENVIRONMENT | {"PYTHONPATH": path},
     )  # fmt: skip
     html = fresh / "_build" / "html"
     if run.returncode or not html.is_dir():

@@ -10,6 +10,7 @@ import pandas as pd
 
 from nbvae import checks
 
+# The columns of every tidy frame, of which each has those that apply.
 COLUMNS = ("study", "dataset", "objective", "beta", "seed", "split", "quantity", "value", "stderr", "n")
 MEASURED = COLUMNS[-3:]
 

@@ -131,6 +131,8 @@ def check_examples(x: Any, name: str = "x", least: int = 1) -> None:
 def check_data(model: Any, x: Any, least: int = 1) -> None:
     """`check_input`, and `ValueError` where x is no data for the model's likelihood: grey pixels under a Bernoulli, say.
 
+    `model`, x (batch, *shape) and `least`, the fewest examples that will do, are those of `check_input`.
+
     >>> import torch
     >>> from nbvae import models, objectives
     >>> objectives.check_data(models.VAE((4,), 2), torch.zeros(10, 5))

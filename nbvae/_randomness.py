@@ -12,7 +12,7 @@ from nbvae import data
 
 @contextmanager
 def seeded(seed: int, place: torch.device | str = "cpu") -> Iterator[None]:
-    """Torch's global stream seeded with `seed` inside, and as it was afterwards.
+    """Torch's global stream seeded with `seed` inside, and as it was afterwards; of `place`, a device, its own stream too.
 
     >>> with seeded(0):
     ...     first = torch.randn(3)

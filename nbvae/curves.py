@@ -93,7 +93,7 @@ class RDPoint(results.Quantities):
 
     @classmethod
     def mean_of(cls, points: Sequence["RDPoint"]) -> "RDPoint":
-        """The mean of single runs at one β, which it keeps as its `runs`; its errors are those of that mean, over the runs.
+        """The mean of `points`, single runs at one β, kept as its `runs`; its errors are those of that mean, over the runs.
 
         The spread holds training and its seed; errors of the points themselves are not added, being part of it unless
         all runs were measured on the same examples. Raises `ValueError` for fewer than two runs, or several β.
@@ -256,7 +256,7 @@ class Envelope:
 
 @dataclass(frozen=True)
 class RDCurve:
-    """Points of one method, sorted by β, at least one, each β once; else `ValueError`.
+    """Points of one method, sorted by β: `points` are `RDPoint`s in any order, at least one, each β once; else `ValueError`.
 
     >>> curve = RDCurve([RDPoint(beta=2.0, rate=1.0, distortion=5.0), RDPoint(beta=0.5, rate=3.0, distortion=3.0)])
     >>> curve.betas.tolist(), curve[2.0].rate, curve.loss().tolist()
@@ -435,7 +435,7 @@ class RDCurve:
         return float(np.interp(rate, [point.rate for point in front], [point.distortion for point in front]))
 
     def bd_rate(self, other: "RDCurve") -> float:
-        """By how many nats the rate is above another curve's at equal distortion, on average over the distortions of both.
+        """By how many nats the rate is above that of `other` at equal distortion, on average over the distortions of both.
 
         After Bjøntegaard (2001), who averages logarithms of rates, a share: those of collapsed models are zero, so these are
         nats. Between the points of a Pareto front the rate is a monotone cubic of the distortion (PCHIP), and the average is
@@ -481,7 +481,7 @@ class RDCurve:
         return Envelope(lower, upper, slopes, *slacks, *errors, holds=holds, k=float(k))
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Write one row for each point under the names of `RDPoint`'s fields, and one for each run of a mean, at its β.
+        """Write to `path` a row for each point under the names of `RDPoint`'s fields, and for each run of a mean, at its β.
 
         Every float is kept exactly; what is not known is "nan".
         """
@@ -489,7 +489,7 @@ class RDCurve:
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike) -> "RDCurve":
-        """Read what `to_csv` wrote; columns and rows may be in any order, and only beta, rate and distortion must be there.
+        """Read what `to_csv` wrote to `path`; columns and rows in any order, and only beta, rate and distortion must be there.
 
         Where a mean of `n_runs` stands with as many single runs at its β, these are its runs.
 
@@ -498,7 +498,7 @@ class RDCurve:
         return cls._from_records(path, _files.read_csv(path, _FIELDS, _NEEDED))
 
     def to_json(self, path: str | os.PathLike) -> None:
-        """Write `{"unit": "nats", "points": [...]}`, one object for each point, and one for each run of a mean, at its β.
+        """Write `{"unit": "nats", "points": [...]}` to `path`, an object for each point, and for each run of a mean, at its β.
 
         Every float is kept exactly; what is not known is null.
         """
@@ -506,7 +506,7 @@ class RDCurve:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> "RDCurve":
-        """Read what `to_json` wrote, as `from_csv`. Raises `FileNotFoundError`, or `ValueError` with the file and the point."""
+        """Read what `to_json` wrote to `path`, as `from_csv`: `FileNotFoundError`, or `ValueError` with file and point."""
         return cls._from_records(path, _files.read_json(path, _FIELDS, _NEEDED))
 
     @classmethod

@@ -100,8 +100,8 @@ def _record(name: str, value: object) -> None:
 class Table:
     """A table as HTML, and as Markdown where that is not shown."""
 
-    html: str
-    markdown: str
+    html: str  # where a browser shows it
+    markdown: str  # elsewhere
 
     def _repr_html_(self) -> str:
         return self.html
@@ -263,8 +263,8 @@ def slider(frames: Mapping[str, Any], label: str, describe: str) -> Any:
 class Live:
     """An element that runs in the built page, as HTML; its text alternative where that is not shown."""
 
-    html: str
-    text: str
+    html: str  # the element and its arrays
+    text: str  # the alternative
 
     def _repr_html_(self) -> str:
         return self.html

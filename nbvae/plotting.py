@@ -144,7 +144,8 @@ def phase_diagram(
 def envelope(check: "curves.Envelope", ax: Axes | None = None) -> Axes:
     """Draw the chord slopes between neighbouring optima, each with the bracket of βs that it must fall in; log–log axes.
 
-    `check` is what `RDCurve.envelope` returns; slopes <= 0 or nan have no place on these axes. Returns the `Axes`.
+    `check` is what `RDCurve.envelope` returns; slopes <= 0 or nan have no place on these axes. `ax`: where to draw, by
+    default on new axes. Returns the `Axes`.
 
     >>> from matplotlib.figure import Figure
     >>> points = [curves.RDPoint(beta, rate=-np.log(beta), distortion=beta) for beta in (0.1, 0.2, 0.5)]

@@ -141,7 +141,7 @@ class Estimate:
         return Estimate.of(difference, self.over or "examples")
 
     def plus(self, other: "Estimate", *, paired: bool) -> "Estimate":
-        """The sum of this estimate and another; `paired` as for `minus`."""
+        """The sum of this estimate and the estimate `other`; `paired` as for `minus`."""
         if not isinstance(other, Estimate):
             raise ValueError(f"plus takes an Estimate, got {checks.short(other)}")
         return self.minus(-other, paired=paired)
@@ -303,7 +303,7 @@ class Quantities:
         return found
 
     def estimate(self: Any, name: str) -> Estimate:
-        """One quantity by its name; `ValueError` with those that there are for another one."""
+        """One quantity by its `name`; `ValueError` with those that there are for another one."""
         found = self.estimates()
         return found[str(checks.choice("a quantity", name, found))]
 

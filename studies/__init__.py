@@ -22,6 +22,7 @@ from studies.lab import Lab
 from studies.plan import BUDGETS, Plan
 from studies.record import Record, read
 
+# The studies, each a module of this package.
 NAMES = (
     *("failures", "objectives", "sampled", "weights", "curve", "decoders", "limits", "spectra", "sigma", "collapse"),
     *("multi_beta", "warm", "page_model", "samplers", "priors", "ladder", "coupled", "third_axis", "far", "disentanglement"),
@@ -34,7 +35,7 @@ __all__ = ["KEPT", "NAMES", "Lab", "Plan", "Record", "beside", "load", "study"]
 
 
 def study(name: str) -> Any:
-    """The module of a study; `ValueError` for a name that is none.
+    """The module of a study by its `name`; `ValueError` for a name that is none.
 
     >>> study("objectives").CHAPTER
     '02_four_terms'
@@ -89,7 +90,7 @@ def _here(device: str) -> Lab:
 
 
 def beside(name: str, dataset: str) -> dict[str, Record]:
-    """The book's records of a study on other data sets than this one, by their names, in the order of its `DATASETS`.
+    """The book's records of the study `name` on other data sets than `dataset`, by their names, in the order of its `DATASETS`.
 
     >>> list(beside("spectra", "digits")), list(beside("spectra", "mine.npz"))
     (['mnist', 'glyphs', 'patches'], ['digits', 'mnist', 'glyphs', 'patches'])

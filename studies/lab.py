@@ -55,6 +55,10 @@ class Lab:
     A call that fails or is lost is tried again, in a new executor, up to three times in all; one that refuses what it is
     given, with a `ValueError` or `FileNotFoundError`, or diverges, is not. What has finished by then is kept. Raises
     `ValueError` for a folder that cannot be written.
+
+    >>> lab = Lab(device="cpu")  # here, one call after the other, and nothing is kept: `load("curve", lab=lab)`
+    >>> lab.folder, lab.device
+    (None, 'cpu')
     """
 
     def __init__(
@@ -121,7 +125,7 @@ class Lab:
         return [found[key].value for key in keys]
 
     def forget(self, function: Callable[..., dict[str, Any]], cells: Sequence[dict[str, Any]]) -> None:
-        """Remove what is kept of these calls, if it is there, as where a file that they wrote is gone."""
+        """Remove what is kept of the calls of `function` with `cells`, if any, as where a file that they wrote is gone."""
         for cell in cells:
             if self.folder is not None:
                 key = self._key(function.__module__, function.__qualname__, json.loads(json.dumps(cell)))

@@ -54,7 +54,7 @@ class Plan:
             checks.whole("images", self.images)
 
     def changed(self, **values: Any) -> Self:
-        """The plan with other values in some fields; `ValueError` for a field that it has not."""
+        """The plan with other `values` in some fields; `ValueError` for a field that it has not."""
         known = [field.name for field in fields(self)]
         for name in values:
             if name not in known:

@@ -70,7 +70,7 @@ class Record:
         arrays: Mapping[str, Any] | None = None,
         runs: Mapping[str, training.Run] | None = None,
     ) -> "Record":
-        """What a study's module has found with a plan, in a lab: `rows` of its frame, its checks, and what it says."""
+        """What a study's `module` has found with a `plan`, in a `lab`: `rows` of its frame, its checks, and what it says."""
         name = module.rpartition(".")[2]
         return cls(
             study=name,
@@ -122,7 +122,7 @@ class Record:
         return f"Computed now: {self.plan['dataset']}, {seeds}{few}{state}."
 
     def model(self, name: str) -> Any:
-        """A trained model by its name; `ValueError` if there is none of that name."""
+        """A trained model by its `name`; `ValueError` if there is none of that name."""
         checks.choice("model", name, self.runs)
         return self.runs[name].model
 

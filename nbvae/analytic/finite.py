@@ -12,10 +12,10 @@ from nbvae.analytic._checked import Array, Numbers, like, positive
 class SampledRD(NamedTuple):
     """Rate (nats) and squared error of linear VAEs that are optimal for a sample, on the sample and on other examples."""
 
-    train_rate: Any
-    train_mse: Any
-    test_rate: Any
-    test_mse: Any
+    train_rate: Any  # of the examples of the sample, nats
+    train_mse: Any  # theirs, summed over dimensions
+    test_rate: Any  # of other examples of the source, nats
+    test_mse: Any  # theirs
 
 
 def sampled_rd(eigenvalues: Array, noise: float, n: int, n_examples: int, latent_dim: int, water_level: Numbers) -> SampledRD:

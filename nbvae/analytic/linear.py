@@ -34,8 +34,8 @@ class Solution:
     rate: float  # E KL(q(z|x) ‖ p(z)), nats
     mse: float  # E‖x − decoder z‖², summed over dimensions
     distortion: float  # −E log p(x|z) = n/2 log 2πσ² + mse/2σ², nats
-    sigma2: float
-    beta: float
+    sigma2: float  # σ², given or learned
+    beta: float  # as given
     water_level: float  # s = β σ²
     active: int  # the number of latents with λ_i > s
     rates: Float[np.ndarray, " k"]  # ½ log⁺(λ_i/s), nats
@@ -84,7 +84,7 @@ class LinearGaussian:
         self.rank = int(np.count_nonzero(self.eigenvalues))
 
     def at_water_level(self, water_level: Numbers) -> tuple[Numbers, Numbers]:
-        """(rate, mse) at the water level s = βσ² > 0, a number or an array: the frontier that σ and β move along.
+        """(rate, mse) at the `water_level` s = βσ² > 0, a number or an array: the frontier that σ and β move along.
 
         dMSE/dR = −2s on it, and dD/dR = −β where β is trained with σ fixed, or with σ learned.
         """
@@ -92,7 +92,7 @@ class LinearGaussian:
         return rate, mse + float(self.eigenvalues[self.latent_dim :].sum())
 
     def learned_beta(self, water_level: Numbers) -> Numbers:
-        """The β at which a learned σ puts the optimum at the water level s > 0, a number or an array: β = n s/MSE(s).
+        """The β at which a learned σ puts the optimum at the `water_level` s > 0, a number or an array: β = n s/MSE(s).
 
         It never falls with s: where it stands still, nothing is left over, T_a = 0, and every level of the stretch is optimal
         for one and the same β.
@@ -101,12 +101,12 @@ class LinearGaussian:
         return like(len(self.eigenvalues) * level / self.at_water_level(level)[1])
 
     def collapse_beta(self, sigma2: float | None = None) -> float:
-        """β from which on no latent is active: λ_1/σ² for a fixed σ², λ_1/mean(λ) for a learned one."""
+        """β from which on no latent is active: λ_1/σ² for a fixed `sigma2`, λ_1/mean(λ) for a learned one, None."""
         noise = self.eigenvalues.mean() if sigma2 is None else checks.positive("sigma2", sigma2)
         return float(self.eigenvalues[0] / noise)
 
     def solve(self, beta: float = 1.0, sigma2: float | None = None) -> Solution:
-        """Minimise D + βR over encoder and decoder for a fixed `sigma2`, and over σ² too if it is None.
+        """Minimise D + βR, of a `beta` > 0, over encoder and decoder for a fixed `sigma2`, and over σ² too if it is None.
 
         A learned σ² equals MSE/n at the optimum, so with a latents active and T_a = Σ_{i>a} λ_i,
 
@@ -208,7 +208,7 @@ class GaussianTerms:
     marginal_kl: float  # ④ = KL(q(z) ‖ p(z))
     total_correlation: float  # TC = KL(q(z) ‖ Π_d q(z_d))
     dimension_kl: float  # DW = Σ_d KL(q(z_d) ‖ p(z_d))
-    dimension_kl_per_latent: Float[np.ndarray, " k"]
+    dimension_kl_per_latent: Float[np.ndarray, " k"]  # KL(q(z_d) ‖ p(z_d))
 
 
 def linear_four_terms(

@@ -11,7 +11,7 @@ from nbvae.analytic._checked import Array, Numbers, fill, like, positive, real, 
 
 
 def gaussian_rd(eigenvalues: Array, water_level: Numbers) -> tuple[Numbers, Numbers]:
-    """A point (rate, mse) of Shannon's R(D) for a Gaussian source: reverse water-filling at a number or array s > 0.
+    """A point (rate, mse) of Shannon's R(D) for a Gaussian source: reverse water-filling at `water_level` s > 0, or an array.
 
         R = Σ_i ½ log⁺(λ_i/s)        D = Σ_i min(λ_i, s)
 
@@ -29,7 +29,8 @@ def gaussian_rd(eigenvalues: Array, water_level: Numbers) -> tuple[Numbers, Numb
 def gaussian_rate_distortion(eigenvalues: Array, mse: Numbers) -> Numbers:
     """Shannon's R(D) in nats at the squared error `mse` > 0, a number or an array: `gaussian_rd` solved for its level.
 
-    No code reaches `mse` at a lower rate, and no source with this covariance needs a higher one.
+    No code reaches `mse` at a lower rate, and no source with this covariance needs a higher one. `eigenvalues`: (n,) of the
+    covariance, as for `gaussian_rd`.
 
     >>> round(gaussian_rate_distortion([4.0, 1.0], 2.0), 5)
     0.69315
@@ -45,6 +46,8 @@ def gaussian_rate_distortion(eigenvalues: Array, mse: Numbers) -> Numbers:
 
 def gaussian_distortion_rate(eigenvalues: Array, rate: Numbers) -> Numbers:
     """Shannon's D(R), the least squared error at `rate` ≥ 0 nats, a number or an array: the inverse of R(D).
+
+    `eigenvalues`: (n,) of the covariance, as for `gaussian_rd`.
 
     >>> round(gaussian_distortion_rate([4.0, 1.0], 0.6931471805599453), 5)
     2.0

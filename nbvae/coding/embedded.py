@@ -220,7 +220,7 @@ class Embedded:
 
     @torch.inference_mode()
     def images(self, codes: Float[Tensor, "batch k"], rung: int) -> Float[Tensor, "batch *shape"]:
-        """Decoder means (n, *shape), float32, of the codes (n, k) of one rung, counted from 0."""
+        """Decoder means (n, *shape), float32, of the `codes` (n, k) of one `rung`, counted from 0."""
         return torch.cat([self.views[rung].likelihood(part).mean for part in codes.split(_PASS)]).float()
 
     def _proposal(self, t: int, codes: list[Tensor], count: int) -> "_Proposal":

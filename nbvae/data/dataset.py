@@ -15,8 +15,9 @@ from torch import Tensor
 
 from nbvae import checks
 
+# How grey values may become pixels, as `Dataset` describes it.
 BINARIZE = (None, "threshold", "static", "dynamic")
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")  # the parts of a data set, by which functions are asked for one
 NAMES = (*SPLITS, *(f"{split}_labels" for split in SPLITS))  # the tensors of a `Dataset`, and the arrays of an .npz
 
 
@@ -62,7 +63,7 @@ class Factors:
                 raise ValueError(f"{split} of factors has values of {name} outside 0..{len(self.levels[name]) - 1}")
 
     def by_name(self, split: str) -> dict[str, Int64[Tensor, " n"]]:
-        """The factors of the examples of one split, by name.
+        """The factors of the examples of one `split`, by name.
 
         >>> number = torch.tensor([[0], [1]])
         >>> Factors({"slant": ("upright", "slanted")}, train=number, validation=number, test=number).by_name("train")

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from nbvae import checks
 from nbvae.data.dataset import Parts, sizes_of
 
+# The eigenvalues of the covariance of the data set "gaussian", if no others are given.
 SPECTRUM = (5.0, 3.0, 1.5, 0.8, 0.4, 0.2, 0.1, 0.05)
 
 

@@ -31,7 +31,7 @@ class Moments(NamedTuple):
 
 
 def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
-    """The first and second moments of the aggregated posterior q(z) of x (batch, *shape), exact: no draws are needed.
+    """First and second moments of the aggregated posterior q(z) of a `model` on x (batch, *shape), exact, without draws.
 
     At a stationary point of D + a② + t TC + m DW, m > 0, on the training average, with linear unclamped encoder heads and a
     linear first layer of the decoder, each `second_moment` is 1 and each `mean` 0, for rescaling or shifting a latent costs
@@ -66,8 +66,8 @@ def moments(model: objectives.Model, x: Float[Tensor, "batch ..."]) -> Moments:
 class ActiveUnits(results.Quantities):
     """Latents whose posterior mean varies over the data by more than the threshold."""
 
-    count: int
-    active: Bool[Tensor, " k"]
+    count: int  # how many are active
+    active: Bool[Tensor, " k"]  # which
     variance: Float[Tensor, " k"]  # Var_x[μ_i], divided by N − 1
     variance_stderr: Float[Tensor, " k"]
     n: int | None = None  # examples

@@ -40,7 +40,7 @@ class Decomposition(results.Quantities):
     `saturated`. `estimate` and `to_frame` have each by its name: `estimate("rate")`.
     """
 
-    n_reference: int
+    n_reference: int  # N, of the data set whose q(z) it is
     log_n: float  # log N, the most that ② can be on N examples
     distortion: float  # D = E −log p(x|z)
     distortion_stderr: float
@@ -76,7 +76,7 @@ class Decomposition(results.Quantities):
 
     @classmethod
     def mean_of(cls, runs: Iterable["Decomposition"]) -> "Decomposition":
-        """The mean of the decompositions of several trainings on one reference, with standard errors over the trainings."""
+        """The mean of `runs`, decompositions of several trainings on one reference, with standard errors over the trainings."""
         runs = list(runs) if isinstance(runs, Iterable) else [runs]
         if any(not isinstance(run, cls) for run in runs):
             raise ValueError("a mean is of decompositions; held-out examples have CrossTerms, which are none")
@@ -141,10 +141,10 @@ class CrossTerms(results.Quantities):
     `cross_dimension` E log Π q(z_d)/p(z), z ~ q(z|x) for held-out x and q(z) of the reference.
     """
 
-    n_reference: int
-    distortion: float
+    n_reference: int  # of the data set whose q(z) it is
+    distortion: float  # D = E −log p(x|z) of the held-out x
     distortion_stderr: float
-    rate: float
+    rate: float  # R = E KL(q(z|x) ‖ p(z)) of the held-out x
     rate_stderr: float
     cross_information: float
     cross_information_stderr: float
@@ -313,10 +313,10 @@ def _own_rows(x: Tensor, reference: Tensor) -> Int64[Tensor, " batch"] | None:
 class MinibatchTerms(NamedTuple):
     """Means over batches of what a minibatch estimator takes for ②, ④, TC and DW, nats, with standard errors over batches."""
 
-    mutual_information: Estimate
-    marginal_kl: Estimate
-    total_correlation: Estimate
-    dimension_kl: Estimate
+    mutual_information: Estimate  # ② = I(x; z)
+    marginal_kl: Estimate  # ④ = KL(q(z) ‖ p(z))
+    total_correlation: Estimate  # TC = KL(q(z) ‖ Π_d q(z_d))
+    dimension_kl: Estimate  # DW = Σ_d KL(q(z_d) ‖ p(z_d))
 
     estimates, estimate, to_frame = results.Quantities.estimates, results.Quantities.estimate, results.Quantities.to_frame
 

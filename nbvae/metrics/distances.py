@@ -26,10 +26,10 @@ _BLOCK = 1 << 22
 class Measured(NamedTuple):
     """A value, the ends of its 95 % interval (nan without a bootstrap) and the number of samples, of the smaller set."""
 
-    value: float
-    low: float
-    high: float
-    n: int
+    value: float  # the distance, or the share
+    low: float  # the interval's lower end
+    high: float  # the interval's upper end
+    n: int  # the samples of the smaller set
 
     def __str__(self) -> str:
         interval = "" if math.isnan(self.low) else f" [{self.low:.4g}, {self.high:.4g}]"
@@ -48,10 +48,10 @@ class Measured(NamedTuple):
 class Coverage(NamedTuple):
     """Shares of samples within nearest-neighbour balls, each with its interval; density may exceed 1."""
 
-    precision: Measured
-    recall: Measured
-    density: Measured
-    coverage: Measured
+    precision: Measured  # of the samples, those within a ball of the data
+    recall: Measured  # of the data, those within a ball of the samples
+    density: Measured  # the balls of the data that a sample is in, over the number of neighbours
+    coverage: Measured  # of the data, those with a sample in their ball
 
     estimates, estimate, to_frame = results.Quantities.estimates, results.Quantities.estimate, results.Quantities.to_frame
 

@@ -33,7 +33,9 @@ _NO_INCEPTION = (
 class Classifier:
     """The last hidden layer of an MLP that was trained on a data set's labels: (N, *shape) -> (N, d) features.
 
-    `accuracy` is the share of the test images that it labels rightly: features of a poor classifier measure little.
+    - `shape`: shape of one example.
+    - `layers`: weight and bias of each layer, as `classifier` trains them.
+    - `accuracy`: the share of the test images that it labels rightly. Features of a poor classifier measure little.
     """
 
     def __init__(self, shape: Sequence[int], layers: Sequence[tuple[np.ndarray, np.ndarray]], accuracy: float):

@@ -32,7 +32,7 @@ class Condition(NamedTuple):
 class MultiBetaVAE(VAE):
     """One VAE for all β of a range, q(z|x, β) and p(x|z, β), trained by `objectives.MultiBeta`.
 
-    Arguments are those of `VAE` but `encoder` and `decoder`, and
+    `shape`, `latent_dim`, `network`, `likelihood`, `sigma`, `levels` and `hidden` are those of `VAE`, and besides there are
 
     - `beta_range`: the smallest and the largest β, 0 < low < high.
     - `conditioning`: "film", scale and shift of every layer (of every channel) as functions of log β, and a posterior
@@ -84,11 +84,11 @@ class MultiBetaVAE(VAE):
             self.encoder, self.decoder = encoder, decoder
 
     def condition(self, log_beta: Float[Tensor, "*some 1"]) -> Condition:
-        """What `encode` and `decode` need of log β; its range is not checked, as training reads nothing from the device."""
+        """What `encode` and `decode` need of `log_beta`; its range is not checked: training reads nothing from the device."""
         return Condition(log_beta, *self.response(log_beta))
 
     def encode(self, x: Shaped[Tensor, "*batch"], condition: Condition) -> distributions.Independent:
-        """q(z|x, β) for x (*batch, *shape)."""
+        """q(z|x, β) for x (*batch, *shape) under the `condition` that stands for β."""
         flat, (log_beta, response, log_variance) = self._flat(x), condition
         if self.network == "linear":
             mean = response * self.encoder(flat)
@@ -98,11 +98,11 @@ class MultiBetaVAE(VAE):
         return normal(mean, (0.5 * log_variance).exp())
 
     def decode(self, z: Shaped[Tensor, "*batch k"], condition: Condition) -> distributions.Independent:
-        """p(x|z, β) for z (*batch, latent_dim)."""
+        """p(x|z, β) for z (*batch, latent_dim) under the `condition` that stands for β."""
         return self.observation(self.outputs(z, condition))
 
     def outputs(self, z: Shaped[Tensor, "*batch k"], condition: Condition) -> Float[Tensor, "*batch m"]:
-        """What the decoder network says of z, before the likelihood makes a distribution of it."""
+        """What the decoder network says of z under a `condition`, before the likelihood makes a distribution of it."""
         z = self._code(z)
         if self.network == "linear":
             return self.decoder(condition.encoder * z)
@@ -203,7 +203,7 @@ class MultiBetaVAE(VAE):
 
     @classmethod
     def from_linear(cls, **maps: Any) -> Self:
-        """`ValueError`: maps are those of one β, `VAE.from_linear`."""
+        """`ValueError`: `maps` are those of one β, `VAE.from_linear`."""
         raise ValueError("linear maps are those of one β: VAE.from_linear(...)")
 
 
@@ -246,7 +246,7 @@ class AtBeta(nn.Module):
         return self.model.prior()
 
     def check(self, x: Shaped[Tensor, "*batch"]) -> None:
-        """`VAE.check` of the model."""
+        """`VAE.check` of the model, for x (batch, *shape)."""
         self.model.check(x)
 
     def linear_maps(self) -> dict[str, Float[np.ndarray, "..."]]:

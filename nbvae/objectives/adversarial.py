@@ -60,9 +60,9 @@ class FactorVAE(NeedsFixedCodes):
     def companion_loss(
         self, companion: nn.Module, model: Model, x: Float[Tensor, "..."], reference: Tensor | None = None
     ) -> Float[Tensor, "*models"]:
-        """Cross-entropy of the discriminator; z is drawn anew and detached, so that no gradient reaches the encoder.
+        """Cross-entropy of the `companion` on codes of the `model`, drawn anew, so that no gradient reaches the encoder.
 
-        The permuted half is made from a second batch, drawn from the reference, or from x itself without one.
+        The permuted half is made from a second batch, drawn from the `reference`, or from x itself without one.
         """
         own = streams(model)
         with torch.no_grad():

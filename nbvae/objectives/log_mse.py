@@ -50,7 +50,7 @@ class LogMSE(Objective):
         return Loss(score.mean(-1) + self.beta * terms.rate.mean(-1), terms)
 
     def at_floor(self, model: Model, x: Float[Tensor, "batch *shape"]) -> float:
-        """The share of the σ_i, over one draw of z for each x, that are on the floor."""
+        """The share of the σ_i of a `model`, over one draw of z for each x, that are on the floor."""
         with measuring(model):
             mse, _ = self._mean_error(model.likelihood(model.posterior(x := x.to(model.prior().mean)).sample()), x)
         return (mse <= likelihoods.FLOOR**2).double().mean().item()

@@ -39,7 +39,7 @@ class MultiBeta(Objective):
         set_field(self, "power", checks.not_negative("power", self.power))
 
     def check(self, model: Any, dataset: Any = None) -> None:
-        """`ValueError` for a model that does not take β as an input."""
+        """`ValueError` for a `model` that does not take β as an input; any `dataset` will do."""
         if not hasattr(model, "beta_range"):
             raise ValueError(f"MultiBeta trains a models.MultiBetaVAE, got {type(model).__name__}")
 

@@ -63,7 +63,7 @@ class DIPVAEI(NeedsFixedCodes):
         return Loss((draw.terms.distortion + draw.terms.rate).mean(-1) + penalty, draw.terms)
 
     def covariance(self, mean: Float[Tensor, "*models n k"], std: Float[Tensor, "*models n k"]) -> Float[Tensor, "*models k k"]:
-        """S (k, k) over the n given posteriors, divided by n."""
+        """S (k, k) over n posteriors with these `mean`s and `std`s, each (n, k); divided by n."""
         centred = mean - mean.mean(-2, keepdim=True)
         return centred.mT @ centred / mean.shape[-2]
 
@@ -71,6 +71,8 @@ class DIPVAEI(NeedsFixedCodes):
 @dataclass(frozen=True)
 class DIPVAEII(DIPVAEI):
     """As `DIPVAEI` with S = Cov_x[μ(x)] + E_x[diag σ²(x)], the covariance of q(z) (Kumar et al. 2018, eq. 7).
+
+    `off_diagonal`, `diagonal` and `estimator` are those of `DIPVAEI`.
 
     >>> import torch
     >>> from nbvae import models, objectives
@@ -82,7 +84,7 @@ class DIPVAEII(DIPVAEI):
     formula: ClassVar = "D + R + λ_od Σ_{i≠j} S_ij² + λ_d Σ_i (S_ii − 1)², S = Cov[μ] + E[diag σ²]"
 
     def covariance(self, mean: Float[Tensor, "*models n k"], std: Float[Tensor, "*models n k"]) -> Float[Tensor, "*models k k"]:
-        """S (k, k) over the n given posteriors, divided by n."""
+        """S (k, k) over n posteriors with these `mean`s and `std`s, each (n, k); divided by n."""
         return super().covariance(mean, std) + torch.diag_embed(std.square().mean(-2))
 
 

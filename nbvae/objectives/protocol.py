@@ -43,11 +43,17 @@ class Model(Protocol):
     True
     """
 
-    def posterior(self, x: Tensor) -> distributions.Distribution: ...
+    def posterior(self, x: Tensor) -> distributions.Distribution:
+        """q(z|x) for x (batch, *shape)."""
+        ...
 
-    def likelihood(self, z: Tensor) -> distributions.Distribution: ...
+    def likelihood(self, z: Tensor) -> distributions.Distribution:
+        """p(x|z) for z (batch, k)."""
+        ...
 
-    def prior(self) -> distributions.Distribution: ...
+    def prior(self) -> distributions.Distribution:
+        """p(z)."""
+        ...
 
 
 class Terms(NamedTuple):
@@ -61,8 +67,8 @@ class Terms(NamedTuple):
     tensor([3.])
     """
 
-    distortion: Float[Tensor, "*models batch"]
-    rate: Float[Tensor, "*models batch"]
+    distortion: Float[Tensor, "*models batch"]  # D = −log p(x|z) at one draw of z
+    rate: Float[Tensor, "*models batch"]  # R = KL(q(z|x) ‖ p(z))
 
 
 class Loss(NamedTuple):
@@ -87,7 +93,7 @@ class Loss(NamedTuple):
 def elbo_terms(model: Model, x: Float[Tensor, "..."]) -> Terms:
     """Distortion −log p(x|z) at one draw z ~ q(z|x), and rate KL(q(z|x) ‖ p(z)) in closed form (Kingma & Welling 2013, eq. 3).
 
-    x is (batch, *shape); it is moved to the model's device and precision.
+    x is (batch, *shape); it is moved to the device and precision of the `model`.
 
     >>> import torch
     >>> from nbvae import models, objectives
@@ -155,10 +161,10 @@ class Objective:
     """
 
     def check(self, model: Any, dataset: Any) -> None:
-        """Raise `ValueError` for a model or a data set that the objective cannot be used with."""
+        """Raise `ValueError` for a `model` or a `dataset` that the objective cannot be used with."""
 
     def companion(self, latent_dim: int) -> nn.Module | None:
-        """A network that is trained beside the model, on `companion_loss` and with Adam at `lr`; None for none."""
+        """A network that is trained beside a model of `latent_dim`, on `companion_loss` with Adam at `lr`; None for none."""
 
     def at_floor(self, model: Any, x: Tensor) -> float:
         """The share of the σs of the objective's own, for the examples x, that are on their floor."""

@@ -10,9 +10,10 @@ from torch import Tensor, distributions
 from nbvae import checks
 from nbvae._tensors import double
 
+# The name of a coupling, for annotations.
 Kind = Literal["independent", "channel", "matrix"]
 Code = tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]  # means and standard deviations
-KINDS = get_args(Kind)
+KINDS = get_args(Kind)  # the names of the couplings
 _STEPS, _FINE = 200, 1e-9  # of the search for the gain, and the gradient that ends it
 _LEAST, _EACH = 1000, 50  # it looks at so many examples, or at so many for each fine latent
 
@@ -90,7 +91,7 @@ class Coupling:
         """E KL(q(z'|z, x) ‖ p(z'|z)), nats, under the best linear Gaussian p for these examples and this coupling.
 
         In closed form, over the examples and all draws: ½ log det Cov(z'|z) by linear regression, less the mean of
-        ½ log det Cov(z'|z, x).
+        ½ log det Cov(z'|z, x). `coarse`, `fine`: means and standard deviations (n, k) and (n, k'), as for `fit`.
         """
         with torch.no_grad():
             return _cost(self.gain, *_accept(coarse, fine, least=2)).item()

@@ -14,6 +14,7 @@ from torch import Tensor
 from nbvae import checks
 from nbvae.posterior._fused import Mixture
 
+# The names of the estimates of log q(z) from a minibatch, which `log_weights` describes.
 MINIBATCH = ("weighted", "stratified", "hfvae")
 
 
@@ -91,9 +92,9 @@ def log_weights(estimator: str, batch: int, n: int, like: Tensor) -> Float[Tenso
 class LogDensities(NamedTuple):
     """log q(z) (*models, batch), log q(z_g) for each group of latents (..., groups) and log q(z_d) for each latent (..., k)."""
 
-    joint: Float[Tensor, "*models batch"]
-    groups: Float[Tensor, "*models batch groups"]
-    latents: Float[Tensor, "*models batch k"]
+    joint: Float[Tensor, "*models batch"]  # log q(z)
+    groups: Float[Tensor, "*models batch groups"]  # log q(z_g)
+    latents: Float[Tensor, "*models batch k"]  # log q(z_d)
 
 
 def mix(

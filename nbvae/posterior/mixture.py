@@ -23,7 +23,7 @@ _TOLERANCE = 1e-3
 
 
 def mean_and_std(posterior: distributions.Distribution) -> tuple[Tensor, Tensor]:
-    """The mean and standard deviation (..., k) of a diagonal Gaussian over the last dimension.
+    """The mean and standard deviation (..., k) of a `posterior` that is a diagonal Gaussian over the last dimension.
 
     Raises `ValueError` for any other distribution.
 
@@ -43,7 +43,7 @@ def mean_and_std(posterior: distributions.Distribution) -> tuple[Tensor, Tensor]
 def encode(model: Any, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
     """The means and standard deviations (N, k) of the posteriors of all of x (N, *shape), encoded in parts.
 
-    The model is in evaluation mode meanwhile, and left as it was. Raises `ValueError` unless its posterior is a diagonal
+    The `model` is in evaluation mode meanwhile, and left as it was. Raises `ValueError` unless its posterior is a diagonal
     Gaussian.
 
     >>> from nbvae import data, models, posterior
@@ -59,7 +59,7 @@ def encode(model: Any, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n k"],
 
 
 def check_reference(reference: Sequence | Tensor) -> None:
-    """Raise `ValueError` for a reference of fewer than two examples, whose q(z) is the posterior of one.
+    """Raise `ValueError` for a `reference` of fewer than two examples, whose q(z) is the posterior of one.
 
     >>> from nbvae import posterior
     >>> posterior.check_reference([0.5])

@@ -15,9 +15,16 @@ from nbvae.posterior import encode
 
 
 class Sampler:
-    """Draws of z, decoded by one model: subclasses say where z comes from, `_draw(n)` -> (n, k) on the model's device.
+    """Draws of z, decoded by one `model`: subclasses say where z comes from, `_draw(n)` -> (n, k) on the model's device.
 
     The models of a sampler are in evaluation mode while they are fitted to, drawn from and decoded, and left as they were.
+
+    >>> from nbvae import models, samplers
+    >>> class Origin(samplers.Sampler):
+    ...     def _draw(self, n, generator=None):
+    ...         return torch.zeros(n, 2)
+    >>> Origin(models.VAE((1, 8, 8), latent_dim=2)).sample(3).shape
+    torch.Size([3, 1, 8, 8])
     """
 
     def __init__(self, model: Any):

@@ -21,7 +21,9 @@ _WIDE = 1 << 10  # values that a density makes of each z, for the number of z th
 
 
 class Density(Sampler):
-    """A sampler that is a density of z, and prices codes in the prior's place: subclasses have `_log_prob(z)` -> (n,), nats.
+    """A sampler of a `model` that is a density of z, and prices codes in the prior's place.
+
+    Subclasses have `_log_prob(z)` -> (n,), nats.
 
     The rate under a density r is R − KL(q(z) ‖ p(z)) + KL(q(z) ‖ r): it saves, nat for nat, what r knows of the aggregated
     posterior and the prior does not.

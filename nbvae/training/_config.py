@@ -8,10 +8,13 @@ import torch
 
 from nbvae import checks
 
+# How the learning rate goes, as `TrainConfig` describes it.
 SCHEDULES = ("constant", "cosine", "one_cycle")
 
+# The optimisers by their names in `TrainConfig`.
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
+# The kinds of devices that `device` takes; "auto" is the fastest that is there, and "cuda:1" names one of several.
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -75,7 +78,7 @@ class TrainConfig:
 
     @classmethod
     def recorded(cls, **settings: Any) -> "TrainConfig":
-        """The config of a training that is over: its device is known by name, and need not be on this machine."""
+        """The config of a training that is over, of these `settings`: its device need not be on this machine."""
         name = settings.pop("device", cls.device)
         config = cls(**settings, device="cpu")
         _parts(name)

@@ -23,7 +23,9 @@ Objective = str | Callable[..., objectives.Loss]
 
 
 class Diverged(FloatingPointError):
-    """A loss was not finite. `runs` holds what was trained, each model as it was at the end of its last good epoch.
+    """A loss was not finite, as its `message` says.
+
+    `runs` holds what was trained, each model as it was at the end of its last good epoch.
 
     >>> from nbvae import data, models, objectives, training
     >>> ds, wild = data.load("digits"), training.TrainConfig(epochs=1, lr=1e12)
