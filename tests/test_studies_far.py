@@ -104,9 +104,11 @@ def test_the_search_finds_where_a_known_curve_has_the_rate():
     assert far.crossing(grid, rates, 1e3) in (pytest.approx(0.1), pytest.approx(0.3))  # outside: an end
 
 
-def frame(apart: float = 0.0, shape: float = 1.0, rate: float = 20.0, passes: tuple[int, ...] = (1, 2)) -> pd.DataFrame:
+def frame(
+    apart: float = 0.0, shape: float = 1.0, rate: float = 20.0, costs: tuple[float, ...] = (1.0, 1.0), passes: tuple = (1, 2)
+) -> pd.DataFrame:
     rng, rows = np.random.default_rng(0), []
-    for times in passes:
+    for times, cost in zip(passes, costs, strict=False):
         for name, more in ((far.HEAVY, 0.0), (far.LIGHT, 1.0)):
             for seed in range(5):
                 place = {"objective": name, "seed": seed, "passes": times, "stderr": None, "n": 1}
@@ -116,7 +118,8 @@ def frame(apart: float = 0.0, shape: float = 1.0, rate: float = 20.0, passes: tu
                 if times == 1:  # the flow is fitted after the plan's passes alone
                     values |= {("test", None, far.FLOW): 1.0 + more * shape + noise}
                 for distance in far.DISTANCES:
-                    values |= {("test", "prior", distance): 3.0 + more, ("test", "aggregate", distance): 2.0 + noise}
+                    values |= {("test", "prior", distance): 3.0 + cost * more, ("test", "aggregate", distance): 2.0 + noise}
+                    values |= {("test", "mixture", distance): 2.5}
                 rows += [
                     place | {"split": split, "sampler": way, "quantity": quantity, "value": value}
                     for (split, way, quantity), value in values.items()
@@ -130,6 +133,11 @@ def test_differences_are_light_less_heavy_and_costs_are_above_the_aggregates():
     assert found[far.SHAPE] == pytest.approx(1.0, abs=0.02)
     assert found["frechet cost"] == pytest.approx(1.0, abs=0.02)
     assert found["coverage cost"] == pytest.approx(-1.0, abs=0.02)  # the light one covers more here
+    assert found["frechet cost of a mixture"] == pytest.approx(0.0, abs=0.02)
+    each = far.by_model(frame(passes=(1,)).drop(columns="passes")).groupby(["quantity", "objective"])["value"].mean()
+    assert each["frechet cost of a mixture", far.LIGHT] == pytest.approx(0.5, abs=0.02)
+    assert each["frechet cost", far.LIGHT] == pytest.approx(2.0, abs=0.02)
+    assert each["coverage cost of a mixture", far.HEAVY] == pytest.approx(-0.5, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +145,15 @@ def test_differences_are_light_less_heavy_and_costs_are_above_the_aggregates():
     [
         ({}, []),
         ({"apart": 0.3}, ["the pair has one rate"]),
-        ({"shape": 0.0}, ["their shapes differ"]),
+        ({"shape": 0.0}, ["the light one has more shape"]),
+        ({"shape": -1.0}, ["the light one has more shape"]),
+        ({"costs": (1.0, -1.0)}, ["2 passes leave every claim on its side"]),
         ({"rate": 10.0}, ["every rate is at least"]),
     ],
 )
 def test_the_checks_fail_for_what_they_are_there_for(settings, failed):
     checks = far._checks(far.Plan(passes=1), frame(**settings), images=1000)
-    assert sum("their shapes differ" in each.name for each in checks) == 3
+    assert sum("has more shape" in each.name for each in checks) == 3
     names = {each.name for each in checks if not each.passed}
     assert all(any(name.startswith(each) for name in names) for each in failed)
     assert all(any(name.startswith(each) for each in failed) for name in names)
