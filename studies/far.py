@@ -253,6 +253,21 @@ def _at_best_scale(ds: Any, model: Any) -> tuple[Rescaled, Tensor]:
     return Rescaled(model, x), x
 
 
+def _one(
+    dataset: str, binarize: str | None, images: int | None, weights: list[float], seed: int, **settings: Any
+) -> tuple[Any, Rescaled, Tensor]:
+    """The data, one model at its best scale, and the training images."""
+    ds = load(dataset, binarize, images)
+    (model,) = _trained(ds, weights, [seed], **settings)
+    return ds, *_at_best_scale(ds, model)
+
+
+def _rows(name: str, weights: list[float], seed: int, found: list[tuple[str, str | None, str, Estimate]]) -> dict[str, Any]:
+    """Rows of what was found of one model: split, sampler, quantity and value."""
+    place = {"objective": name, "seed": seed, "on_information": weights[0], "on_marginal": weights[1]}
+    return {"rows": [results.row_of(quantity, each, **place, split=split, sampler=way) for split, way, quantity, each in found]}
+
+
 def locate(
     dataset: str, binarize: str | None, images: int | None, weights: list[float], seeds: list[int], **settings: Any
 ) -> dict[str, Any]:
@@ -263,9 +278,6 @@ def locate(
 
 
 def measure(
-    dataset: str,
-    binarize: str | None,
-    images: int | None,
     weights: list[float],
     seed: int,
     name: str,
@@ -278,9 +290,7 @@ def measure(
     **settings: Any,
 ) -> dict[str, Any]:
     """One model of the pair: its terms, bounds on KL(q(z) ‖ p(z)), and how near samples of its prior are to decoded codes."""
-    ds = load(dataset, binarize, images)
-    (model,) = _trained(ds, weights, [seed], **settings)
-    view, x = _at_best_scale(ds, model)
+    ds, view, x = _one(weights=weights, seed=seed, **settings)
     found: list[tuple[str, str | None, str, Estimate]] = []
     for split, some in (("train", x), ("test", ds.test)):
         point = estimators.evaluate(view, some, n_samples=draws)
@@ -288,12 +298,11 @@ def measure(
     own = estimators.decompose(view, x[:reference], n_samples=draws).estimates()
     found += [("train", None, each, own[each]) for each in ("marginal_kl", "marginal_kl_lower", "mutual_information")]
     found += [("test", None, each, value) for each, value in marginal_kl_lower(view, x, ds.test, components).items()]
-    extract = metrics.classifier(load(dataset, binarize))
+    extract = metrics.classifier(load(settings["dataset"], settings["binarize"]))
     ways = {"prior": samplers.Prior(view), "aggregate": samplers.Aggregate(view, x)}
     near = _near(view, ds.test, extract, ways, drawn, nearest, neighbours, seed)
     found += [("test", way, each, value) for way, each, value in near]
-    place = {"objective": name, "seed": seed, "on_information": weights[0], "on_marginal": weights[1]}
-    return {"rows": [results.row_of(quantity, each, **place, split=split, sampler=way) for split, way, quantity, each in found]}
+    return _rows(name, weights, seed, found)
 
 
 def _near(
@@ -311,9 +320,6 @@ def _near(
 
 
 def by_flow(
-    dataset: str,
-    binarize: str | None,
-    images: int | None,
     weights: list[float],
     seed: int,
     name: str,
@@ -322,19 +328,13 @@ def by_flow(
     **settings: Any,
 ) -> dict[str, Any]:
     """The bound of `marginal_kl_lower` at the best scale by another density, a flow, as a row."""
-    ds = load(dataset, binarize, images)
-    (model,) = _trained(ds, weights, [seed], **settings)
-    view, x = _at_best_scale(ds, model)
+    ds, view, x = _one(weights=weights, seed=seed, **settings)
     rate = estimators.evaluate(view, ds.test, n_samples=1).rate
     saved = Estimate(rate - samplers.Flow(view, x, steps=steps, seed=seed).rate(ds.test, draws, seed), n=len(ds.test))
-    place = {"objective": name, "seed": seed, "on_information": weights[0], "on_marginal": weights[1]}
-    return {"rows": [results.row_of(FLOW, saved, **place, split="test", sampler=None)]}
+    return _rows(name, weights, seed, [("test", None, FLOW, saved)])
 
 
 def from_mixture(
-    dataset: str,
-    binarize: str | None,
-    images: int | None,
     weights: list[float],
     seed: int,
     name: str,
@@ -348,17 +348,14 @@ def from_mixture(
 
     And some images to look at, of it and of the prior, both as (shown, *shape).
     """
-    ds = load(dataset, binarize, images)
-    (model,) = _trained(ds, weights, [seed], **settings)
-    view, x = _at_best_scale(ds, model)
-    extract = metrics.classifier(load(dataset, binarize))
+    ds, view, x = _one(weights=weights, seed=seed, **settings)
+    extract = metrics.classifier(load(settings["dataset"], settings["binarize"]))
     ways: dict[str, Any] = {"mixture": samplers.Mixture(view, x, components, seed=seed)}
     near = _near(view, ds.test, extract, ways, drawn, nearest, neighbours, seed)
-    place = {"objective": name, "seed": seed, "on_information": weights[0], "on_marginal": weights[1]}
-    rows = [results.row_of(quantity, each, **place, split="test", sampler=way) for way, quantity, each in near]
     ways["prior"] = samplers.Prior(view)
     some = {way: each.sample(_SHOWN, torch.Generator().manual_seed(seed)) for way, each in ways.items()}
-    return {"rows": rows} | {way: each.cpu().numpy().astype(np.float16) for way, each in some.items()}
+    rows = _rows(name, weights, seed, [("test", *each) for each in near])
+    return rows | {way: each.cpu().numpy().astype(np.float16) for way, each in some.items()}
 
 
 # What is claimed: one rate and one distortion, and that shape and the cost of sampling differ.
