@@ -33,7 +33,7 @@ from studies.plan import accept_ladder, load
 from studies.record import Record
 
 QUESTION = "What do images cost in bytes, without loss and in steps, against −ELBO and against the usual formats?"
-CHAPTER = "07_alignment"
+CHAPTER = "09_bytes"
 DATASETS = ("digits", "mnist", "glyphs")
 BINARY, GREY = "black and white", "grey"
 NET, FILE, ELBO, PIXELS = "bits-back", "bits-back, whole file", "−ELBO", "independent pixels"
@@ -108,6 +108,8 @@ def plan(dataset: str, budget: str) -> Plan:
         )
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
+    if dataset.lower().endswith(".npz"):
+        full = full.changed(levels=grey_values(load(dataset, None)))
     if budget == "quick":
         few = {"images": 2000, "seeds": (0, 1), "again": 2, "components": 3, "draws": 2, "coded": 40, "bits": 13.0}
         return full.changed(passes=max(2, full.passes // 8 * 2), **few).stretched("passes")
@@ -282,9 +284,22 @@ def accepted(dataset: str, binarize: str | None, images: int | None, levels: int
     ds = load(dataset, binarize, images)
     if len(ds.shape) != 3 or ds.shape[0] != 1:
         raise ValueError(f"dataset {ds.name} must have images of one channel, (1, height, width); it has {ds.shape}")
-    if levels == 2 and not ds.is_binary:
+    drawn_anew = ds.binarize == "dynamic"
+    if levels == 2 and not (ds.is_binary and (drawn_anew or ((ds.test == 0) | (ds.test == 1)).all())):
         raise ValueError(f"dataset {ds.name} must have pixels of 0 and 1: give binarize, or an .npz of such images")
     return ds
+
+
+def grey_values(ds: data.Dataset) -> int:
+    """How many grey values the images of a reader's file have, 17 or 256; 0 if they have others, or black and white alone.
+
+    >>> grey_values(data.load("digits", None)), grey_values(data.load("digits"))
+    (17, 0)
+    """
+    both = torch.cat([ds.train.flatten(), ds.test.flatten()])
+    if ((both == 0) | (both == 1)).all():
+        return 0
+    return next((levels for levels in (17, 256) if torch.equal((both * (levels - 1)).round() / (levels - 1), both)), 0)
 
 
 def drawn(ds: data.Dataset, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

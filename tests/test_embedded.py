@@ -106,6 +106,16 @@ def test_a_rung_that_says_nothing_costs_nothing(digits):
     assert second.size <= 16
 
 
+def test_codes_too_far_from_the_prior_for_any_list_are_short_and_decode():
+    """Images a thousand times as large as the data, whose codes would need more draws than there are numbers."""
+    chain, x = chain_of("channel")
+    embedded = coding.Embedded(chain, bits=8)
+    made = embedded.encode(1000 * x[:3].float())
+    assert made.rungs[0].nats > 3 * 1000
+    assert made.rungs[0].short == made.rungs[0].blocks == 3
+    assert all(torch.equal(mine, sent) for mine, sent in zip(embedded.codes(made.data), made.codes, strict=True))
+
+
 def test_the_density_of_a_proposal_is_that_of_torchs_mixture(ladder, embedded, digits):
     z = ladder.encode(digits.test[:6])[0].double()
     law = ladder.given(0, z)

@@ -21,9 +21,9 @@ MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$]+?)\$", re.DOTALL)
 # Signs, operators and layout, which are no symbols of the book's own.
 SIGNS = re.findall(
     r"\w+",
-    "approx bar begin Big Bigl Bigr bigl bigr cdot cdots cos det dots end exp frac ge gt hat in infty int lVert le ldots left "
-    "log lt max mid min nabla ne partial pm prime prod propto qquad quad rVert right sim sqrt star sum sup textstyle tfrac "
-    "tilde times to top underbrace",
+    "approx bar begin Big Bigl Bigr bigl bigr bmod cdot cdots cos det dots end exp frac ge gt hat in infty int lVert le ldots "
+    "left lfloor log lt max mid min nabla ne partial pm prime prod propto qquad quad rVert rfloor right sim sqrt star sum sup "
+    "textstyle tfrac tilde times to top underbrace",
 )
 
 

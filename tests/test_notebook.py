@@ -331,6 +331,11 @@ def test_a_slider_takes_numbers_and_refuses_to_show_nothing():
         ("07_alignment", "n_seeds = 1", "n_seeds must be"),
         ("07_alignment", "latent_dim = 0", "latent_dim must be"),
         ("07_alignment", "latent_dim = 200", "densities and distances need at least"),
+        ("09_bytes", "dataset = 'gaussian'", "images of one channel"),
+        ("09_bytes", "binarize = 'none'", "give binarize, or an .npz of such images"),
+        ("09_bytes", "binarize = 'half'", "binarize must be one of"),
+        ("09_bytes", "budget = 'half'", "budget must be one of"),
+        ("09_bytes", "latent_dim = 0", "latent_dim must be"),
     ],
 )
 def test_chapters_say_what_they_need(shell, stem, injected, message):

@@ -11,6 +11,7 @@ from errors import one_line
 from PIL import Image
 
 from nbvae import data
+from studies import lab
 from studies import lossless as study
 from studies.lossless import BINARY, ELBO, EMBEDDED, GREY, JPEG, NET, Plan
 
@@ -127,7 +128,32 @@ def test_images_that_cannot_be_coded_are_refused_in_one_line(tmp_path):
     one_line(lambda: study.accepted(path, "default", None, 2), "one channel")
     np.savez(path, train=values.reshape(50, 1, 2, 3), test=values[:20].reshape(20, 1, 2, 3))
     one_line(lambda: study.accepted(path, "default", None, 2), "0 and 1")
+    assert study.accepted(path, "dynamic", None, 2).is_binary
+    values = values.reshape(50, 1, 2, 3)
+    np.savez(path, train=values.round(), test=values[:20])
+    one_line(lambda: study.accepted(path, "default", None, 2), "0 and 1")
     assert torch.equal(study.accepted("digits", "default", 20, 2).train, data.load("digits").train[:20])
+
+
+def test_the_grey_values_of_a_file_are_coded_if_there_are_17_or_256_of_them(tmp_path):
+    """Bytes, sixteenths and values between, of which no mass on 17 or 256 values is a model."""
+    path, generator = str(tmp_path / "mine.npz"), np.random.default_rng(0)
+    for levels, made in (
+        (256, generator.integers(256, size=(50, 1, 4, 4)).astype(np.uint8)),
+        (17, (generator.integers(17, size=(50, 1, 4, 4)) / 16).astype("float32")),
+        (0, generator.random((50, 1, 4, 4)).astype("float32")),
+        (0, generator.integers(2, size=(50, 1, 4, 4)).astype("float32")),
+    ):
+        np.savez(path, train=made, test=made[:20])
+        assert [study.plan(path, budget).levels for budget in ("full", "quick", "smoke")] == [levels] * 3
+
+
+def test_a_file_of_any_grey_values_is_coded_in_black_and_white(tmp_path):
+    path = str(tmp_path / "mine.npz")
+    made = np.random.default_rng(0).random((60, 5, 7)).astype("float32")
+    np.savez(path, train=made, test=made[:20])
+    found = study.run(study.plan(path, "smoke").changed(binarize="threshold"), lab.Lab(device="cpu"))
+    assert set(found.frame["objective"]) == {BINARY, EMBEDDED, study.ALONE, JPEG}
 
 
 @pytest.mark.parametrize(

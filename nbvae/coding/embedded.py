@@ -150,7 +150,7 @@ class Embedded:
             group = int(np.clip(left / max(search.needed.mean(), 1e-9), 1, _GROUP))
             numbers, looked, short = [], 0, 0
             for block, rows in enumerate(_blocks(len(x), group)):
-                wanted = self.spare * 2 ** float(search.needed[rows].sum())
+                wanted = self.spare * 2 ** min(float(search.needed[rows].sum()), 2.0 * _LONGEST)
                 number, candidates, ended = search.number(block, rows, int(min(wanted, 2 ** (self.bits + 1))))
                 numbers.append(number)
                 looked += candidates
