@@ -175,12 +175,12 @@ def source(dataset: str, binarize: str | None, images: int | None, dim: int, of:
     if max(dim, of) > most:
         raise ValueError(f"dims must be at most {most} for {dataset}, got {max(dim, of)}")
     mean = x.mean(0)
-    values, axes = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
-    axes = axes.flip(1)[:, : dim or x.shape[1]] if dim else torch.eye(x.shape[1], dtype=x.dtype)
-    scale = values[-of:].mean().rsqrt()
+    _, spread, axes = torch.linalg.svd(x - mean, full_matrices=False)
+    scale = (spread[:of].square().mean() / len(x)).rsqrt()
 
     def reduced(part: Tensor) -> Tensor:
-        return ((part.flatten(1).double() - mean) @ axes * scale).float()
+        apart = (part.flatten(1).double() - mean) * scale
+        return (apart @ axes[:dim].T if dim else apart).float()
 
     train, validation, test = (reduced(part) for part in (ds.train, ds.validation, ds.test))
     others = torch.cat([reduced(every.train[len(ds.train) :]), validation, test])
@@ -227,7 +227,8 @@ def _codebooks(
 
 def _eigenvalues(x: Tensor) -> Any:
     """Of the second moments of x about its mean."""
-    return torch.linalg.eigvalsh(torch.cov(x.T.double(), correction=0)).clamp(min=0).numpy()
+    values = torch.linalg.svdvals((x - x.mean(0)).double()).square() / len(x)
+    return torch.nn.functional.pad(values, (0, x.shape[1] - len(values))).numpy()
 
 
 def _lower_bounds(
