@@ -30,6 +30,7 @@ import nbformat
 import yaml
 
 import pages
+import search
 import staleness
 
 CELL_TIMEOUT = 900  # seconds for one cell; papermill has no limit of its own
@@ -396,6 +397,7 @@ def render(root: Path, verbose: bool) -> None:
     if run.returncode or not html.is_dir():
         raise BuildError(f"Jupyter Book failed; the previous book is untouched.\n{warnings_in(run.stdout or '')}")
     pages.strip_unused(html)
+    search.add(html, listed)
     problems = pages.check(html, listed)
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:40])

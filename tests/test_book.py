@@ -31,16 +31,6 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this
 # The built book ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def html() -> Path:
-    built = ROOT / "_build" / "html"
-    if not (built / ".key").is_file():
-        pytest.skip("the book is not built: run `make book`")
-    if (built / ".key").read_text() != build.book_key(ROOT):
-        pytest.skip("the book is older than its sources: run `make book`")
-    return built
-
-
 def test_the_built_pages_pass_every_check(html):
     assert pages.check(html, LISTED) == []
 
