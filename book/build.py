@@ -30,6 +30,7 @@ import nbformat
 import yaml
 
 import pages
+import records
 import search
 import staleness
 
@@ -44,6 +45,7 @@ KERNEL_ENVIRONMENT = {
     "JUPYTER_PREFER_ENV_PATH": "1",
 }
 GENERATED = "manifest"  # the page in book/executed that is written here, from the records of the runs
+WRITTEN = (GENERATED, records.NAME)  # all that no notebook stands behind
 FACTS = """
 import json, sys
 from nbvae import data, training
@@ -166,7 +168,7 @@ def listed_pages(root: Path) -> list[str]:
 def listed_notebooks(root: Path) -> list[Notebook]:
     """The notebooks among the pages of `_toc.yml`; `BuildError` for one that has no source."""
     staged = [Path(page).name for page in listed_pages(root) if page.startswith("book/executed/")]
-    notebooks = [Notebook(root, name) for name in staged if name != GENERATED]
+    notebooks = [Notebook(root, name) for name in staged if name not in WRITTEN]
     for notebook in notebooks:
         if not notebook.source.is_file():
             raise BuildError(f"_toc.yml names book/executed/{notebook.name}, but there is no {notebook.source}")
@@ -445,6 +447,8 @@ def main(arguments: list[str] | None = None) -> int:
         execute_stale(notebooks)
         check_pictures(notebooks)
         write_manifest(notebooks)
+        if f"book/executed/{records.NAME}" in listed_pages(root):
+            records.write(root, replace_text)
         render(root, options.verbose)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ import picture  # noqa: E402
 import staleness  # noqa: E402
 
 LISTED = build.listed_pages(ROOT)
-CHAPTERS = [page for page in LISTED if page.startswith("book/executed/") and not page.endswith("manifest")]
+CHAPTERS = [page for page in LISTED if page.startswith("book/executed/") and Path(page).name not in build.WRITTEN]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # What the theme's own scripts say on every page.
 CHATTER = ("[PST]", "[togglebutton]", "Got invalid theme mode")
