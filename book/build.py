@@ -29,6 +29,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
+import mend
 import pages
 import records
 import search
@@ -399,6 +400,7 @@ def render(root: Path, verbose: bool) -> None:
     if run.returncode or not html.is_dir():
         raise BuildError(f"Jupyter Book failed; the previous book is untouched.\n{warnings_in(run.stdout or '')}")
     pages.strip_unused(html)
+    mend.mend(html)
     search.add(html, listed)
     problems = pages.check(html, listed)
     if problems:
