@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+_NO_HEAD = re.compile(r'<th class="head[^"]*">\s*(?:<p>\s*</p>)?\s*</th>')  # of the column of the rows' names
 _SIGNATURE = re.compile(r'<dt class="sig.*?</dt>', re.DOTALL)
 # What to put in the place of what, in every page.
 CHANGES = (
@@ -22,7 +23,7 @@ def mend(html: Path) -> None:
         text = path.read_text(encoding="utf-8")
         for old, new in CHANGES:
             text = text.replace(old, new)
-        text = _SIGNATURE.sub(_listed, text)
+        text = _NO_HEAD.sub("<td></td>", _SIGNATURE.sub(_listed, text))
         path.write_text(text, encoding="utf-8")
 
 
