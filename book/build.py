@@ -29,7 +29,10 @@ from pathlib import Path
 import nbformat
 import yaml
 
+import mend
 import pages
+import records
+import search
 import staleness
 
 CELL_TIMEOUT = 900  # seconds for one cell; papermill has no limit of its own
@@ -43,6 +46,7 @@ KERNEL_ENVIRONMENT = {
     "JUPYTER_PREFER_ENV_PATH": "1",
 }
 GENERATED = "manifest"  # the page in book/executed that is written here, from the records of the runs
+WRITTEN = (GENERATED, records.NAME)  # all that no notebook stands behind
 FACTS = """
 import json, sys
 from nbvae import data, training
@@ -165,7 +169,7 @@ def listed_pages(root: Path) -> list[str]:
 def listed_notebooks(root: Path) -> list[Notebook]:
     """The notebooks among the pages of `_toc.yml`; `BuildError` for one that has no source."""
     staged = [Path(page).name for page in listed_pages(root) if page.startswith("book/executed/")]
-    notebooks = [Notebook(root, name) for name in staged if name != GENERATED]
+    notebooks = [Notebook(root, name) for name in staged if name not in WRITTEN]
     for notebook in notebooks:
         if not notebook.source.is_file():
             raise BuildError(f"_toc.yml names book/executed/{notebook.name}, but there is no {notebook.source}")
@@ -396,6 +400,8 @@ def render(root: Path, verbose: bool) -> None:
     if run.returncode or not html.is_dir():
         raise BuildError(f"Jupyter Book failed; the previous book is untouched.\n{warnings_in(run.stdout or '')}")
     pages.strip_unused(html)
+    mend.mend(html)
+    search.add(html, listed)
     problems = pages.check(html, listed)
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:40])
@@ -443,6 +449,8 @@ def main(arguments: list[str] | None = None) -> int:
         execute_stale(notebooks)
         check_pictures(notebooks)
         write_manifest(notebooks)
+        if f"book/executed/{records.NAME}" in listed_pages(root):
+            records.write(root, replace_text)
         render(root, options.verbose)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -187,7 +187,7 @@ def _formatted(value: Any, spec: str) -> str:
 def _html(caption: str, heads: list[str], labels: list[str], sides: list[str], rows: list[tuple[list[str], list[str]]]) -> str:
     text = html.escape
     styles = {"left": "text-align:left", "right": "text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"}
-    top = "".join(f'<th scope="col" style="text-align:left">{text(name)}</th>' for name in heads)
+    top = "".join(f'<th scope="col" style="text-align:left">{text(name)}</th>' if name else "<td></td>" for name in heads)
     top += "".join(
         f'<th scope="col" style="text-align:{side}">{text(name)}</th>' for name, side in zip(labels, sides, strict=True)
     )

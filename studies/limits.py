@@ -35,7 +35,7 @@ from studies.plan import load
 from studies.record import Record
 
 QUESTION = "How far is a VAE from the best code for its data, and is it the encoder, the prior or the decoder?"
-CHAPTER = "03_rate_distortion"
+CHAPTER = "08_limits"
 DATASETS = ("digits", "mnist", "glyphs")
 VAE, MANY, CODEBOOK, LOWER, GAUSSIAN = "VAE", "one model", "codebook", "lower bound", "Gaussian"
 PARTS = ("amortisation", "family", "prior", "decoder")
@@ -158,22 +158,29 @@ def name_of(dim: int) -> str:
     return f"{dim} components" if dim else IMAGES
 
 
+def components(ds: data.Dataset) -> int:
+    """How many principal components the training examples of a data set may have; `ValueError` if there is no variance."""
+    if not (ds.train != ds.train[:1]).any():
+        raise ValueError(f"dataset {ds.name} has training examples that are all the same: there is nothing to code")
+    return min(ds.train[0].numel(), len(ds.train) - 1)
+
+
 def source(dataset: str, binarize: str | None, images: int | None, dim: int, of: int) -> Source:
     """The first `dim` principal components of images, or for 0 all pixels, scaled as the first `of` components need it.
 
     Mean, axes and scale are those of the training images that are used: `of` components have the mean variance 1 there.
     """
     ds, every = load(dataset, binarize, images), load(dataset, binarize)
-    x = ds.train.flatten(1).double()
-    if max(dim, of) > min(x.shape[1], len(x) - 1):
-        raise ValueError(f"dims must be at most {min(x.shape[1], len(x) - 1)} for {dataset}, got {max(dim, of)}")
+    x, most = ds.train.flatten(1).double(), components(ds)
+    if max(dim, of) > most:
+        raise ValueError(f"dims must be at most {most} for {dataset}, got {max(dim, of)}")
     mean = x.mean(0)
-    values, axes = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
-    axes = axes.flip(1)[:, : dim or x.shape[1]] if dim else torch.eye(x.shape[1], dtype=x.dtype)
-    scale = values[-of:].mean().rsqrt()
+    _, spread, axes = torch.linalg.svd(x - mean, full_matrices=False)
+    scale = (spread[:of].square().mean() / len(x)).rsqrt()
 
     def reduced(part: Tensor) -> Tensor:
-        return ((part.flatten(1).double() - mean) @ axes * scale).float()
+        apart = (part.flatten(1).double() - mean) * scale
+        return (apart @ axes[:dim].T if dim else apart).float()
 
     train, validation, test = (reduced(part) for part in (ds.train, ds.validation, ds.test))
     others = torch.cat([reduced(every.train[len(ds.train) :]), validation, test])
@@ -220,7 +227,8 @@ def _codebooks(
 
 def _eigenvalues(x: Tensor) -> Any:
     """Of the second moments of x about its mean."""
-    return torch.linalg.eigvalsh(torch.cov(x.T.double(), correction=0)).clamp(min=0).numpy()
+    values = torch.linalg.svdvals((x - x.mean(0)).double()).square() / len(x)
+    return torch.nn.functional.pad(values, (0, x.shape[1] - len(values))).numpy()
 
 
 def _lower_bounds(

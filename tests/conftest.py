@@ -1,10 +1,25 @@
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "book"))
+
 # Two threads are no faster on the small tensors here, and one makes sums independent of the machine.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The built book, if it is that of the sources as they are."""
+    import build
+
+    built = ROOT / "_build" / "html"
+    if not (built / ".key").is_file() or (built / ".key").read_text() != build.book_key(ROOT):
+        pytest.skip("the book is not built, or older than its sources: run `make book`")
+    return built
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ import picture  # noqa: E402
 import staleness  # noqa: E402
 
 LISTED = build.listed_pages(ROOT)
-CHAPTERS = [page for page in LISTED if page.startswith("book/executed/") and not page.endswith("manifest")]
+CHAPTERS = [page for page in LISTED if page.startswith("book/executed/") and Path(page).name not in build.WRITTEN]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # What the theme's own scripts say on every page.
 CHATTER = ("[PST]", "[togglebutton]", "Got invalid theme mode")
@@ -29,16 +29,6 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this
 
 
 # The built book ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def html() -> Path:
-    built = ROOT / "_build" / "html"
-    if not (built / ".key").is_file():
-        pytest.skip("the book is not built: run `make book`")
-    if (built / ".key").read_text() != build.book_key(ROOT):
-        pytest.skip("the book is older than its sources: run `make book`")
-    return built
 
 
 def test_the_built_pages_pass_every_check(html):

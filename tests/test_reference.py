@@ -343,14 +343,6 @@ def test_a_gap_ends_the_build_with_one_line(tmp_path, gap, complaint):
     assert build.warnings_in(run.stderr) == f"  ERROR: {complaint}"
 
 
-@pytest.fixture(scope="module")
-def html() -> Path:
-    built = ROOT / "_build" / "html"
-    if not (built / ".key").is_file() or (built / ".key").read_text() != build.book_key(ROOT):
-        pytest.skip("the book is not built, or older than its sources: run `make book`")
-    return built
-
-
 @pytest.mark.parametrize("room", reference.rooms())
 def test_the_built_page_of_a_room_has_all_its_names_and_links_back_to_the_chapters(html, room):
     text = (html / f"{reference.page_of(room)}.html").read_text(encoding="utf-8")
