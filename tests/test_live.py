@@ -156,7 +156,7 @@ def test_the_page_holds_what_it_is_given_and_nothing_that_ends_a_script():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: notebook.live("fly", "x", {}), "live element must be one of draw, water"),
+        (lambda: notebook.live("fly", "x", {}), "live element must be one of draw, water, hole, arrives"),
         (lambda: notebook.live("draw", "x", {}, size="huge"), "size must be one of full, small"),
         (lambda: notebook.live("draw", "x", {"w": np.zeros(3)}), "the type of w must be one of int8, uint8, float32"),
     ],
