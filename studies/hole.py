@@ -28,7 +28,7 @@ QUESTION = "How much of the prior is in holes, in a model of two latents that ru
 CHAPTER = "06_aggregated_posterior"
 DATASETS = ("mnist",)
 SHARE, OF_CODES, BOUND = "share in holes", "share of codes in holes", "marginal_kl_held_out"
-LOWEST, STEP = -14.0, 1 / 16  # of the grid, nats: log q(z) is kept as LOWEST + STEP times 0 to 255
+LOWEST, STEP = -20.0, 1 / 12  # of the grid, nats: log q(z) is kept as LOWEST + STEP times 0 to 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +224,8 @@ def in_page(record: Record) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def kept_density(log_q: np.ndarray) -> np.ndarray:
     """log q(z), in nats, in eight bits: what is below `LOWEST` is that.
 
-    >>> kept_density(np.array([-99.0, -14.0, -13.9, 1.0]))
-    array([  0,   0,   2, 240], dtype=uint8)
+    >>> kept_density(np.array([-99.0, -20.0, -19.5, 1.0]))
+    array([  0,   0,   6, 252], dtype=uint8)
     """
     return np.rint((np.asarray(log_q) - LOWEST) / STEP).clip(0, 255).astype("uint8")
 
@@ -239,8 +239,8 @@ def at(density: np.ndarray, z: np.ndarray, reach: float) -> np.ndarray:
 
     Between the nodes log q(z) is bilinear; beyond the grid it is what it is on the edge.
 
-    >>> at(np.array([[0, 16], [0, 16]], "uint8"), np.array([[0.0, 0.3]]), reach=1.0)
-    array([-13.5])
+    >>> at(np.array([[0, 12], [0, 12]], "uint8"), np.array([[0.0, 0.3]]), reach=1.0)
+    array([-19.5])
     """
     last = len(density) - 1
     place = ((np.asarray(z, "float64") + reach) / (2 * reach) * last).clip(0, last)

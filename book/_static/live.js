@@ -597,7 +597,7 @@ what it needs. `nbvae.notebook.live` writes it. This file is loaded once, by the
       const [x, y] = within(plane, event);
       go([(320 * x - 160) / unit, (160 - 320 * y) / unit]);
     };
-    plane.addEventListener("pointerdown", (event) => (point(event), event.preventDefault(), plane.focus()));
+    plane.addEventListener("pointerdown", (event) => (point(event), event.preventDefault(), plane.focus({ preventScroll: true })));
     plane.addEventListener("pointermove", (event) => (event.buttons || event.pointerType === "mouse") && point(event));
     plane.addEventListener("keydown", (event) => {
       const [right, down] = ARROWS[event.key] || [];
