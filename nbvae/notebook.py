@@ -273,7 +273,7 @@ class Live:
         return self.text
 
 
-LIVE = ("draw", "water")
+LIVE = ("draw", "water", "hole", "arrives")
 _KINDS = ("int8", "uint8", "float32")
 # Sphinx says on each page where the root of the book is.
 _LOADER = (
@@ -286,13 +286,15 @@ def live(name: str, text: str, arrays: Mapping[str, np.ndarray], size: str = "fu
     """An element that computes in the page itself, without a kernel and without a network.
 
     - `name`: which one: "draw" encodes and decodes what a reader draws, at the β of a slider; "water" has the eigenvalues of
-      data sets and a water level to drag.
+      data sets and a water level to drag; "hole" decodes the point that a reader chooses among the codes of two latents, and
+      draws of the prior; "arrives" shows images that sharpen as the codes of a ladder arrive.
     - `text`: what is shown in its place where it does not run, one sentence or more.
     - `arrays`: what it computes with, of the types int8, uint8 and float32, by name; they stand in the page.
-    - `size`: "full", or "small" for the part of it that comes first.
+    - `size`: "full", or "small" for the part of it that comes first, which only "draw" has.
     - `settings`: what else it is told, as JSON. For "draw": `low`, `high` and `beta`, the range of β and where the slider
       begins; `side`, of an image in pixels; `curve`, a list of {"beta": …, "rate": …, "distortion": …}. For "water":
-      `handles`, "level" or "both" for β and σ.
+      `handles`, "level" or "both" for β and σ. For "hole" and "arrives" arrays and settings are those of `in_page` of the
+      studies `hole` and `arrives`; `beta` is where the slider of "hole" begins.
 
     The program is `book/_static/live.js`, which the page loads. Raises `ValueError` for another name, size or type.
 

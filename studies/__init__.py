@@ -26,7 +26,7 @@ from studies.record import Record, read
 NAMES = (
     *("failures", "objectives", "sampled", "weights", "curve", "decoders", "limits", "spectra", "sigma", "collapse"),
     *("multi_beta", "warm", "page_model", "samplers", "priors", "ladder", "coupled", "third_axis", "far", "disentanglement"),
-    "lossless",
+    *("lossless", "hole", "arrives"),
 )
 
 KEPT = ".studies"  # the folder for what a reader runs, in the current one: the command's default too

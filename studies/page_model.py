@@ -83,6 +83,40 @@ def plan(dataset: str, budget: str) -> Plan:
 
 
 def run(plan: Plan, lab: Lab) -> Record:
+    frame, first = trained(plan, lab, train, "the model of the page")
+    own: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
+    return Record.of(
+        __name__,
+        plan,
+        lab,
+        own.to_dict("records"),
+        checks=converged(plan, frame),
+        said=f"{cost_said(own)}.",
+        arrays=first | of_each_label(plan.data(), plan.shown),
+    )
+
+
+def trained(plan: Plan, lab: Lab, function: Any, what: str, **more: Any) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """All trainings of a plan: their rows, with a column `passes`, and the weights that the first seed's page runs.
+
+    - `function`: `train`, or one that takes the same settings and those in `more`.
+    - `what`: what it trains, in words, for the bar.
+    """
+    common = settings(plan) | more
+    every = convergence.trained(plan)
+    cells = [{"passes": passes, "seed": seed, **common} for passes, seeds in every.items() for seed in seeds]
+    found = lab.map(function, cells, what)
+    frame = pd.DataFrame(
+        [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
+    )
+    first = next(
+        each for each, cell in zip(found, cells, strict=True) if (cell["passes"], cell["seed"]) == (plan.passes, plan.seeds[0])
+    )
+    return frame, {name: first[name] for name in first if name != "rows"}
+
+
+def settings(plan: Plan) -> dict[str, Any]:
+    """What `train` is told by a plan, but for the passes and the seed."""
     names = (
         "dataset",
         "binarize",
@@ -97,28 +131,14 @@ def run(plan: Plan, lab: Lab) -> Record:
         "lr",
         "measured",
     )
-    common = {name: plan.settings[name] for name in names}
-    every = convergence.trained(plan)
-    cells = [{"passes": passes, "seed": seed, **common} for passes, seeds in every.items() for seed in seeds]
-    found = lab.map(train, cells, "the model of the page")
-    frame = pd.DataFrame(
-        [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
-    )
-    first = next(
-        each for each, cell in zip(found, cells, strict=True) if (cell["passes"], cell["seed"]) == (plan.passes, plan.seeds[0])
-    )
-    own: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
+    return {name: plan.settings[name] for name in names}
+
+
+def cost_said(own: pd.DataFrame) -> str:
+    """What eight bits cost at most, in words, from the rows of a plan's trainings."""
     rounded = rounding(own)
     worst = rounded.loc[rounded["value"].map(lambda each: each.value).idxmax()]
-    return Record.of(
-        __name__,
-        plan,
-        lab,
-        own.to_dict("records"),
-        checks=_checks(plan, frame),
-        said=f"Keeping the weights in eight bits costs {worst['value']:+} nats of D + βR at most, at β = {worst['beta']:g}.",
-        arrays={name: first[name] for name in first if name != "rows"} | _shown(plan),
-    )
+    return f"Keeping the weights in eight bits costs {worst['value']:+} nats of D + βR at most, at β = {worst['beta']:g}"
 
 
 def train(
@@ -225,7 +245,7 @@ def rounding(frame: Any) -> Any:
     return results.over_seeds(each, by="beta").rename("value").reset_index()
 
 
-def _checks(plan: Plan, frame: Any) -> list[convergence.Check]:
+def converged(plan: Plan, frame: Any) -> list[convergence.Check]:
     """The views under each other's objectives; and the other number of passes against what eight bits cost."""
     own = frame[(frame["passes"] == plan.passes) & (frame["objective"] == KEPT) & (frame["split"] == "train")]
     losses = convergence.under_others(own[own["beta"].isin(plan.crossed)], plan.crossed)
@@ -248,13 +268,22 @@ def _checks(plan: Plan, frame: Any) -> list[convergence.Check]:
     ]
 
 
-def _shown(plan: Plan) -> dict[str, np.ndarray]:
-    """Test images to begin with, as many of each label as there is room for, in the order of their labels; as bits."""
-    ds = plan.data()
+def of_each_label(ds: Any, shown: int) -> dict[str, np.ndarray]:
+    """Test images to begin with, as many of each label as there is room for, in the order of their labels; as bits.
+
+    - `ds`: a data set of pixels of 0 and 1.
+    - `shown`: how many images, at most.
+
+    Returns "images", a row of bytes each, and "labels" where there are any.
+
+    >>> from nbvae import data
+    >>> of_each_label(data.load("digits"), 10)["labels"]
+    array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], dtype=uint8)
+    """
     images, labels = ds.test.flatten(1).numpy() > 0.5, ds.test_labels
     if labels is None:
-        return {"images": np.packbits(images[: plan.shown], 1)}
+        return {"images": np.packbits(images[:shown], 1)}
     kinds = np.unique(labels.numpy())
-    each = max(1, plan.shown // len(kinds))
-    chosen = np.concatenate([np.flatnonzero(labels.numpy() == kind)[:each] for kind in kinds])[: plan.shown]
+    each = max(1, shown // len(kinds))
+    chosen = np.concatenate([np.flatnonzero(labels.numpy() == kind)[:each] for kind in kinds])[:shown]
     return {"images": np.packbits(images[chosen], 1), "labels": labels.numpy()[chosen].astype("uint8")}

@@ -12,7 +12,7 @@ from errors import one_line
 from test_book import CHROMIUM, needs_browser
 
 from nbvae import analytic, models, notebook
-from studies import page_model
+from studies import hole, page_model
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 BETAS = (0.1, 0.7, 9.0, 40.0)
@@ -20,8 +20,13 @@ BETAS = (0.1, 0.7, 9.0, 40.0)
 
 @pytest.fixture(scope="module")
 def model() -> models.MultiBetaVAE:
+    return scrambled(3)
+
+
+def scrambled(latent_dim: int) -> models.MultiBetaVAE:
+    """A small model whose weights are kept in eight bits, and whose modulations are not those of its beginning."""
     torch.manual_seed(0)
-    made = models.MultiBetaVAE((1, 6, 6), 3, hidden=(7, 5), beta_range=(0.1, 40.0))
+    made = models.MultiBetaVAE((1, 6, 6), latent_dim, hidden=(7, 5), beta_range=(0.1, 40.0))
     with torch.no_grad():
         for value in made.parameters():
             value += 0.3 * torch.randn_like(value)
@@ -35,11 +40,11 @@ def element(model: models.MultiBetaVAE, size: str = "full") -> notebook.Live:
     return notebook.live("draw", "A model.", arrays, size=size, side=6, low=0.1, high=40.0, beta=1.0, curve=curve)
 
 
-def run(folder: Path, made: notebook.Live, script: str) -> dict:
-    """What a script returns that is run in a page with this element."""
+def run(folder: Path, made: notebook.Live, script: str, *options: str) -> dict:
+    """What a script returns that is run in a page with this element; `options` are the browser's."""
     program = (
-        "addEventListener('load', () => { const root = document.querySelector('[data-live]'); let said;"
-        "try { said = (() => {" + script + "})() } catch (error) { said = { error: String(error.stack) } }"
+        "addEventListener('load', async () => { const root = document.querySelector('[data-live]'); let said;"
+        "try { said = await (async () => {" + script + "})() } catch (error) { said = { error: String(error.stack) } }"
         "const out = document.createElement('pre'); out.id = 'out'; out.textContent = JSON.stringify(said);"
         "document.body.append(out) })"
     )
@@ -48,7 +53,7 @@ def run(folder: Path, made: notebook.Live, script: str) -> dict:
         encoding="utf-8",
     )
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--virtual-time-budget=5000"]
-    command += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", (folder / "page.html").as_uri()]
+    command += [f"--user-data-dir={folder / 'profile'}", *options, "--dump-dom", (folder / "page.html").as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     found = re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)
     assert found, dom[-2000:]
@@ -156,7 +161,7 @@ def test_the_page_holds_what_it_is_given_and_nothing_that_ends_a_script():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: notebook.live("fly", "x", {}), "live element must be one of draw, water"),
+        (lambda: notebook.live("fly", "x", {}), "live element must be one of draw, water, hole, arrives"),
         (lambda: notebook.live("draw", "x", {}, size="huge"), "size must be one of full, small"),
         (lambda: notebook.live("draw", "x", {"w": np.zeros(3)}), "the type of w must be one of int8, uint8, float32"),
     ],
@@ -235,3 +240,218 @@ def test_with_two_handles_only_their_product_moves_the_point_and_sigma_the_disto
         distortion = each["mse"] / (2 * each["sigma"] ** 2) + 2 * np.log(2 * np.pi * each["sigma"] ** 2)
         assert f"the distortion is {distortion:.1f} nats" in each["said"]
     assert said["first"]["sigma"] == said["beta"]["sigma"] != said["sigma"]["sigma"]
+
+
+REACH, STEPS, CODES = 3.5, (0.2, 5.0), 24
+
+
+@pytest.fixture(scope="module")
+def plane() -> tuple[models.MultiBetaVAE, dict[str, np.ndarray]]:
+    """A model of two latents, with codes and densities for two βs that are no model's: the second has a hole on the right."""
+    model = scrambled(2)
+    generator = np.random.default_rng(3)
+    z = np.linspace(-REACH, REACH, 15)
+    near = -np.log(2 * np.pi) - (z[None, :] ** 2 + z[:, None] ** 2) / 2
+    arrays = {name: value for name, value in page_model.packed(model).items() if not name.startswith("encoder.layers.0.w")}
+    arrays["codes"] = generator.normal(size=(2, CODES, 2)).astype("float32")
+    arrays["density"] = np.stack(
+        [hole.kept_density(each) for each in (near + 0.1, np.where(z[None, :] > 0, near - 3, near + 1))]
+    )
+    return model, arrays | {"labels": (np.arange(CODES) % 10).astype("uint8")}
+
+
+def codes(arrays: dict[str, np.ndarray]) -> notebook.Live:
+    told = {"low": 0.1, "high": 40.0, "betas": STEPS, "reach": REACH, "thin": 0.25, "lowest": hole.LOWEST, "step": hole.STEP}
+    return notebook.live("hole", "A hole.", arrays, side=6, beta=STEPS[0], **told)
+
+
+ACT = """const seen = {}, named = (text) => [...root.querySelectorAll('button')].find((b) => b.textContent === text
+  || b.getAttribute('aria-label') === text);
+const slider = root.querySelector('input'), set = (value) => { slider.value = value; slider.dispatchEvent(new Event('input')) };
+const words = () => root.querySelector('[aria-live]').textContent;
+const heading = () => root.querySelector('.wide:last-child p').textContent;
+const svg = root.querySelector('svg'), box = svg.getBoundingClientRect();
+const at = (type, x, y, kind, buttons) => svg.dispatchEvent(new PointerEvent(type, {bubbles: true, buttons, pointerType: kind,
+  clientX: box.left + box.width * x, clientY: box.top + box.height * y}));
+const press = (key, shiftKey) => svg.dispatchEvent(new KeyboardEvent('keydown', {key, shiftKey, bubbles: true}));
+const unnamed = () => [...root.querySelectorAll('button, input, svg[tabindex], [role=img]')].filter((node) =>
+  !node.textContent && !node.getAttribute('aria-label')).length;
+"""
+
+
+@needs_browser
+def test_the_point_is_decoded_and_its_densities_are_torchs(plane, tmp_path):
+    model, arrays = plane
+    points = np.random.default_rng(4).normal(size=(12, 2)).round(3)
+    said = run(
+        tmp_path,
+        codes(arrays),
+        ACT + f"for (const index of [0, 1]) seen[index] = {points.tolist()}.map((z) => {{ root.live.state.z = z; set(index);"
+        "return {white: [...root.live.image], p: root.live.logP, q: root.live.logQ} }); return seen",
+    )
+    for index, beta in enumerate(STEPS):
+        z = torch.tensor(points)
+        with torch.no_grad():
+            white = model.at(beta).likelihood(z.float()).mean.flatten(1)
+        mine = {name: [each[name] for each in said[str(index)]] for name in ("white", "p", "q")}
+        np.testing.assert_allclose(mine["white"], white, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(mine["p"], hole.log_prior(z), atol=1e-9)
+        np.testing.assert_allclose(mine["q"], hole.at(arrays["density"][index], points, REACH), atol=1e-9)
+
+
+@needs_browser
+def test_mouse_touch_and_keys_move_the_cross_and_it_says_where_a_hole_is(plane, tmp_path):
+    said = run(
+        tmp_path,
+        codes(plane[1]),
+        ACT
+        + """const z = () => [...root.live.state.z];
+        seen.first = words();
+        at('pointermove', .75, .25, 'mouse', 0); seen.mouse = z();
+        at('pointermove', .5, .5, 'touch', 0); seen.over = z();
+        at('pointerdown', .5, .5, 'touch', 1); at('pointermove', .25, .5, 'touch', 1); seen.touch = z();
+        at('pointermove', -1, 2, 'touch', 1); seen.beyond = z();
+        at('pointerdown', .5, .5, 'mouse', 1); press('ArrowRight', true); press('ArrowUp', false); seen.keys = z();
+        set(1); seen.spoken = slider.getAttribute('aria-valuetext'); seen.hole = words();
+        at('pointermove', .4, .5, 'mouse', 0); seen.dense = words();
+        at('pointermove', 1, 1, 'mouse', 0); seen.far = words();
+        seen.unnamed = unnamed(); return seen""",
+    )
+    unit = REACH * 15 / 14  # the outer nodes are half a pixel of the shade inside
+    assert "as dense here as the prior." in said["first"]
+    np.testing.assert_allclose(said["mouse"], [0.5 * unit, 0.5 * unit], atol=0.02)
+    assert said["over"] == said["mouse"]  # a finger that is not down points nowhere
+    np.testing.assert_allclose(said["touch"], [-0.5 * unit, 0], atol=0.02)
+    assert said["beyond"] == [-REACH, -REACH]
+    np.testing.assert_allclose(said["keys"], [0.5, 0.1], atol=0.02)
+    assert said["spoken"] == "β = 5"
+    assert "z = (0.5, 0.1): log p(z) = −2.0" in said["hole"]
+    assert "times thinner here than the prior: a hole." in said["hole"]
+    assert "denser here than the prior." in said["dense"]
+    assert said["far"].count("small here, too.") == 1
+    assert re.search(r"The ten nearest codes: (\d+ of \d(, )?)+\.", said["far"])
+    assert said["unnamed"] == 0
+
+
+@needs_browser
+def test_draws_of_the_prior_are_half_in_the_hole_and_those_of_the_aggregate_are_codes(plane, tmp_path):
+    said = run(
+        tmp_path,
+        codes(plane[1]),
+        ACT
+        + """const all = () => ({draws: root.live.draws.map((z) => [...z]), heading: heading(),
+          dashed: root.querySelectorAll('button.hole').length});
+        seen.before = all(); set(1); seen.prior = all();
+        named('Draw from the prior').click(); seen.again = all();
+        named('Draw from the aggregate').click(); seen.codes = all();
+        const one = [...root.querySelectorAll('button.image')][3]; seen.name = one.getAttribute('aria-label'); one.click();
+        seen.z = [...root.live.state.z]; return seen""",
+    )
+    assert said["before"]["dashed"] == 0
+    assert said["prior"]["draws"] == said["before"]["draws"] != said["again"]["draws"]
+    for each in (said["prior"], said["again"]):
+        holes = sum(z[0] > 0.25 for z in each["draws"])
+        between = sum(0 < z[0] <= 0.25 for z in each["draws"])  # the density is bilinear
+        assert holes <= each["dashed"] <= holes + between
+        assert each["heading"].startswith(f"Ten draws from the prior: {each['dashed']} in holes")
+    table = plane[1]["codes"][1].tolist()
+    assert all(z in table for z in said["codes"]["draws"])
+    assert said["codes"]["heading"].startswith("Ten draws from the aggregate, codes of test images:")
+    assert said["name"] in ("Draw 4: go there", "Draw 4, in a hole: go there")
+    np.testing.assert_allclose(said["z"], said["codes"]["draws"][3])
+
+
+@pytest.fixture(scope="module")
+def ladder() -> tuple[dict[str, np.ndarray], dict]:
+    """Three images, two draws, and a picture before each of three codes and after it."""
+    generator = np.random.default_rng(5)
+    arrays = {
+        "pictures": generator.integers(0, 256, (3, 2, 4, 36)).astype("uint8"),
+        "images": np.packbits(generator.random((3, 36)) < 0.4, 1),
+        "labels": np.array([7, 1, 3], "uint8"),
+        "nats": np.array([[0, 1, 4, 9], [0, 2, 5, 8], [0, 1, 3, 20]], "float32"),
+        "distortion": np.array([[40, 30, 20, 10.26], [30, 20, 12, 9], [50, 45, 30, 25]], "float32"),
+    }
+    means = [(0.0, 40.0), (1.3, 31.0), (4.2, 20.0), (12.4, 15.0)]
+    points = [{"nats": nats, "distortion": distortion} for nats, distortion in means]
+    alone = [{**point, "nats": 0.9 * point["nats"]} for point in points[1:]]
+    return arrays, {"side": 6, "curve": points, "alone": alone}
+
+
+def arriving(ladder: tuple[dict[str, np.ndarray], dict]) -> notebook.Live:
+    return notebook.live("arrives", "Codes arrive.", ladder[0], **ladder[1])
+
+
+SEEN = (
+    ACT
+    + """const shown = (canvas) => [...canvas.getContext('2d').getImageData(0, 0, 6, 6).data].filter((_, i) => i % 4 === 0);
+const all = () => ({...root.live.state, nats: root.live.nats, left: root.live.distortion,
+  received: shown(root.querySelectorAll('canvas')[0]), sent: shown(root.querySelectorAll('canvas')[1]), words: words(),
+  dot: ['cx', 'cy'].map((name) => Number([...root.querySelectorAll('circle')].at(-1).getAttribute(name))),
+  strip: [...root.querySelectorAll('.live-row canvas[role=img]')].filter((each) => each.style.visibility !== 'hidden').length});
+const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+"""
+)
+
+
+@needs_browser
+def test_each_prefix_has_its_picture_its_nats_and_its_point(ladder, tmp_path):
+    arrays = ladder[0]
+    said = run(
+        tmp_path,
+        arriving(ladder),
+        SEEN
+        + """for (const image of ['Send a 7', 'Send a 1', 'Send a 3']) { named(image).click();
+          seen[image] = [0, 1, 2, 3].map((stage) => (set(stage), all())) }
+        named('Another draw of the codes').click(); seen.other = all(); named('Send a 7').click(); set(3); seen.end = all();
+        seen.unnamed = unnamed(); return seen""",
+    )
+    bits = np.unpackbits(arrays["images"], 1, 36)
+    for i, label in enumerate(arrays["labels"]):
+        for stage, each in enumerate(said[f"Send a {label}"]):
+            assert (each["image"], each["stage"], each["strip"]) == (i, stage, stage + 1)
+            assert each["received"] == arrays["pictures"][i, 0, stage].tolist()
+            assert each["sent"] == (255 * bits[i]).tolist()
+            assert (each["nats"], each["left"]) == (arrays["nats"][i, stage], arrays["distortion"][i, stage])
+            # On the axes of the page, from nothing to a tenth above the largest.
+            place = [44 + 266 * each["nats"] / (1.1 * 20), 190 - 180 * each["left"] / (1.1 * 50)]
+            np.testing.assert_allclose(each["dot"], place, atol=1e-3)
+            assert f"{each['left']:.1f} nats are" in each["words"]
+            assert f"{each['nats']:.1f} nats have arrived" in each["words"] or not stage
+    assert said["other"]["received"] == arrays["pictures"][2, 1, 3].tolist()
+    assert said["end"]["words"].endswith("the ladder costs 12.4 nats, its last code alone 11.2.")
+    assert said["unnamed"] == 0
+
+
+@needs_browser
+def test_play_steps_to_the_end_and_stops_and_a_reader_who_wants_no_motion_has_no_play(ladder, tmp_path):
+    said = run(
+        tmp_path,
+        arriving(ladder),
+        SEEN
+        + """named('Next code').click(); seen.next = all(); set(0);
+        const play = named('Play'); seen.offered = !play.hidden; play.click(); seen.while = play.textContent;
+        await wait(1000); seen.one = all(); play.click(); seen.stopped = play.textContent; await wait(2000); seen.still = all();
+        play.click(); await wait(4000); seen.end = all(); seen.after = play.textContent;
+        play.click(); seen.again = all(); set(2); seen.moved = play.textContent; return seen""",
+        "--virtual-time-budget=20000",
+    )
+    assert said["offered"]
+    assert [said[name]["stage"] for name in ("next", "one", "still", "end", "again")] == [1, 1, 1, 3, 0]
+    assert [said[name] for name in ("while", "stopped", "after", "moved")] == ["Stop", "Play", "Play", "Play"]
+    calm = run(tmp_path, arriving(ladder), SEEN + "return {hidden: named('Play').hidden}", "--force-prefers-reduced-motion")
+    assert calm["hidden"]
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["hole", "arrives"])
+def test_until_it_runs_and_where_it_does_not_there_is_a_text(plane, ladder, name, tmp_path):
+    made = codes(plane[1]) if name == "hole" else arriving(ladder)
+    assert made.text in made.html
+    unknown = notebook.Live(made.html.replace(f'data-live="{name}"', 'data-live="other"'), "")
+    assert run(tmp_path, unknown, "return {text: root.textContent}")["text"].startswith(made.text)
+    assert not run(tmp_path, made, "return {text: root.textContent.includes('weights')}")["text"]
+
+
+def test_the_programs_of_the_pages_are_small():
+    assert sum(file.stat().st_size for file in (BOOK / "_static").glob("*.js")) < 40_000

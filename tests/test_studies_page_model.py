@@ -87,12 +87,12 @@ def test_what_eight_bits_cost_is_the_difference_on_test_images_in_pairs_of_seeds
     ],
 )
 def test_checks(longer, outcomes):
-    assert [check.passed for check in study._checks(PLAN, pd.concat([rows(4), longer]))] == outcomes
+    assert [check.passed for check in study.converged(PLAN, pd.concat([rows(4), longer]))] == outcomes
 
 
 def test_a_view_that_is_not_the_best_under_its_own_objective_fails():
     frame = pd.concat([rows(4, wrong=3.0), rows(2)])
-    assert not study._checks(PLAN, frame)[0].passed
+    assert not study.converged(PLAN, frame)[0].passed
 
 
 @pytest.mark.parametrize(
