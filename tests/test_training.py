@@ -625,6 +625,22 @@ def test_distributions_of_another_shape_are_told_before_training(digits, method,
         one_line(train, match=cure)
 
 
+@pytest.mark.parametrize("validated", [False, True])
+def test_grey_pixels_under_a_bernoulli_of_ones_own_are_told_before_training(digits, validated):
+    model, grey = Plain(), data.load("digits", binarize=None)
+    decoded = lambda z: model.decode(z).unflatten(-1, (1, 8, 8))  # noqa: E731
+    model.likelihood = lambda z: D.Independent(D.Bernoulli(logits=decoded(z), validate_args=validated), 3)
+    with torch.no_grad():
+        grey.train[:50].round_()  # the first examples alone would do
+    for train in (
+        lambda: training.fit(model, grey, objectives.VAE(), CONFIG),
+        lambda: training.sweep(lambda: model, grey, [1.0], config=CONFIG),
+    ):
+        one_line(train, "likelihood(z)", "Bernoulli", "support", "binarize=")
+    drawn = data.load("digits", binarize="dynamic")
+    training.fit(model, drawn, objectives.VAE(), replace(CONFIG, epochs=1))
+
+
 def test_looking_at_the_distributions_changes_nothing(digits):
     model = Plain()
     model.encode = torch.nn.Sequential(torch.nn.BatchNorm1d(64), torch.nn.Dropout(0.5), model.encode)

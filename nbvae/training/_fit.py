@@ -187,12 +187,11 @@ def accept(model: Any, dataset: Any, objective: Any, config: Any) -> None:
     hook(objective, "check")(model, dataset)
     with torch.random.fork_rng(devices=[]):
         # Dynamic binarisation makes 0/1 pixels of grey ones: check a draw.
-        check = getattr(model, "check", None)
+        drawn, check = dataset.draw(dataset.train), getattr(model, "check", None)
         if callable(check):
-            check(dataset.draw(dataset.train))
+            check(drawn)
         if not callable(getattr(model, "at", None)):
-            some = dataset.train[:2]
-            check_distributions(model, dataset.draw(some) if dataset.binarize == "dynamic" else some)
+            check_distributions(model, drawn)
 
 
 def accept_data(dataset: Any) -> None:
