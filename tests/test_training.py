@@ -540,6 +540,29 @@ def test_validation_is_a_measurement_beside_the_training(digits):
         assert_same(run, separate(make, digits, run))
 
 
+class Adjusts:
+    """A multiplier that every call moves, towards a distortion that is asked for: an objective with a state of its own."""
+
+    def __init__(self):
+        self.weight, self.seen = 1.0, []
+
+    def __call__(self, model, x, step=0, reference=None):
+        terms = objectives.elbo_terms(model, x)
+        self.weight *= 1.01 if terms.distortion.mean().item() > 20 else 0.99
+        self.seen.append(step)
+        return objectives.Loss(terms.rate + self.weight * terms.distortion, terms)
+
+
+def test_validation_does_not_move_the_state_of_an_objective(digits):
+    runs = []
+    for every in (None, 1):
+        torch.manual_seed(0)
+        runs.append(training.fit(make(), digits, Adjusts(), replace(CONFIG, validate_every=every)))
+    assert runs[0].objective.weight == runs[1].objective.weight
+    assert runs[0].objective.seen == runs[1].objective.seen == [*range(3 * 10)]
+    assert runs[0].history["loss"] == runs[1].history["loss"]
+
+
 def replace_config(run, **changes):
     return replace(run, config=replace(run.config, **changes))
 
