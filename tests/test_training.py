@@ -709,6 +709,43 @@ def test_an_objective_with_parameters_is_refused(digits):
     training.fit(make(), digits, Weighted().requires_grad_(False), replace(CONFIG, epochs=1))
 
 
+class Holds:
+    """A β-VAE of one's own that holds something beside."""
+
+    def __init__(self, held):
+        self.held = held
+
+    def __call__(self, model, x, step=0, reference=None):
+        return objectives.BetaVAE(2.0)(model, x)
+
+
+HELD = {
+    "a parameter": lambda: nn.Parameter(torch.zeros(())),
+    "a module": lambda: nn.Linear(2, 2),
+    "modules in a list": lambda: [nn.ReLU(), nn.Linear(2, 2)],
+    "parameters in a dictionary": lambda: {"log_sigma": (nn.Parameter(torch.zeros(())),)},
+}
+
+
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
+def test_weights_that_training_would_not_reach_are_told_before_it(digits, held):
+    """Weights of an objective, and those of a model that stand in a list, are in no optimiser: they would stay as they are."""
+    short = replace(CONFIG, epochs=1)
+    model = make()
+    one_line(lambda: training.fit(model, digits, Holds(held()), short), "Holds", "held", "not trained")
+    one_line(lambda: training.sweep(make, digits, objectives=[Holds(held())], config=short), "Holds", "held", "not trained")
+    training.fit(model, digits, Holds([model, model.decoder]), short)  # what is trained may be held as well
+
+    model.decoder.held = [held()]
+    one_line(lambda: training.fit(model, digits, objectives.VAE(), short), "decoder", "held", "not trained")
+    frozen = held()
+    for part in frozen if isinstance(frozen, list) else [frozen]:
+        if hasattr(part, "requires_grad_"):
+            part.requires_grad_(False)
+            model.decoder.held = [part]
+            training.fit(model, digits, Holds(part), short)
+
+
 def test_data_on_a_large_scale_that_train_are_told_so(caplog):
     x = 99 * torch.rand(40, 5)
     ds = data.Dataset("large", x, x, x)
