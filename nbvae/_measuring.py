@@ -2,7 +2,7 @@
 
 import functools
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributions, nn
+from torch.distributions import constraints
 
 from nbvae import checks
 from nbvae._sameness import sandbox
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _CLOSED = (Tensor, ModuleType, type)  # what they hold is not looked at
+_CURE = "make the dimensions of {} its event with torch.distributions.Independent"
 
 
 @contextmanager
@@ -131,7 +133,8 @@ def check_examples(x: Any, name: str = "x", least: int = 1) -> None:
 def check_data(model: Any, x: Any, least: int = 1) -> None:
     """`check_input`, and `ValueError` where x is no data for the model's likelihood: grey pixels under a Bernoulli, say.
 
-    `model`, x (batch, *shape) and `least`, the fewest examples that will do, are those of `check_input`.
+    `model`, x (batch, *shape) and `least`, the fewest examples that will do, are those of `check_input`. The model's `check(x)`
+    is asked, if it has one; else the shape of the likelihood's event and its support, where all its parameters have the same.
 
     >>> import torch
     >>> from nbvae import models, objectives
@@ -144,24 +147,54 @@ def check_data(model: Any, x: Any, least: int = 1) -> None:
     check = getattr(model, "check", None)
     if callable(check):
         check(x)
+        return
+    z = model.prior().mean[None]
+    with measuring(model), sandbox(modules(model)):
+        likelihood = _distribution(f"likelihood(z) of z {tuple(z.shape)}", lambda: model.likelihood(z))
+    check_event(likelihood, x.shape[1:])
+    _check_support(likelihood, x)
 
 
-def check_distributions(model: Any, x: Float[Tensor, "batch *shape"]) -> None:
-    """Raise `ValueError` where the three distributions of a model are not those of one z, and of one example, for each of x."""
-    cure = "make the dimensions of {} its event with torch.distributions.Independent"
+def check_event(likelihood: distributions.Distribution, shape: Sequence[int]) -> None:
+    """Raise `ValueError` unless the likelihood's event is one example, of this shape: another may broadcast into nonsense."""
+    if likelihood.event_shape != shape:
+        raise ValueError(
+            f"likelihood(z) must have the event {tuple(shape)}, got {tuple(likelihood.event_shape)}: "
+            f"give x in the shape of its event, or {_CURE.format('an example')}"
+        )
+
+
+def _check_support(likelihood: distributions.Distribution, x: Tensor) -> None:
+    """Raise `ValueError` for x outside the support of a likelihood, where torch knows it and it is that of all parameters."""
+    base = likelihood
+    while isinstance(base, distributions.Independent):
+        base = base.base_dist
+    support: Any = getattr(type(base), "support", None)
+    known = isinstance(support, constraints.Constraint) and not constraints.is_dependent(support)
+    if known and not support.check(x).all():
+        kind = type(base).__name__
+        cure = "binarize='threshold', 'static' or 'dynamic' makes pixels of 0 and 1" if kind == "Bernoulli" else "use another"
+        raise ValueError(f"x has values outside the support of likelihood(z), a {kind}, which is {support}: {cure}")
+
+
+def check_distributions(model: Any, data: Float[Tensor, "n *shape"]) -> None:
+    """Raise `ValueError` where the three distributions of a model are not those of one z, and of one example, for each of x.
+
+    They are looked at for the first two examples of the data, and a model's own `check` has been asked, if it has one.
+    """
     prior = _distribution("prior()", model.prior)
     if prior.batch_shape or len(prior.event_shape) != 1:
         shapes = f"batch {tuple(prior.batch_shape)} and event {tuple(prior.event_shape)}"
-        raise ValueError(f"prior() must be one distribution of z (k,), got {shapes}: {cure.format('z')}")
-    x = x.to(prior.mean)
+        raise ValueError(f"prior() must be one distribution of z (k,), got {shapes}: {_CURE.format('z')}")
+    x = data[:2].to(prior.mean)
     with measuring(model), sandbox(modules(model)):
         posterior = _distribution(f"posterior(x) of x {tuple(x.shape)}", lambda: model.posterior(x))
         z = posterior.sample()
         _per_example("posterior(x)", posterior.log_prob(z), len(x))
         likelihood = _distribution(f"likelihood(z) of z {tuple(z.shape)}", lambda: model.likelihood(z))
-    if likelihood.event_shape != x.shape[1:]:
-        shapes = f"must have the event {tuple(x.shape[1:])}, got {tuple(likelihood.event_shape)}"
-        raise ValueError(f"likelihood(z) {shapes}: {cure.format('an example')}")
+    check_event(likelihood, x.shape[1:])
+    if not callable(getattr(model, "check", None)):
+        _check_support(likelihood, data)
     _per_example("likelihood(z)", likelihood.log_prob(x), len(x))
 
 

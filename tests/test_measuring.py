@@ -525,7 +525,7 @@ def test_distributions_that_are_not_of_one_example_are_refused():
     )
     known = estimators.Estimate.of(torch.zeros(60))
     for name in ("evaluate", "decompose", "iwae", "ais"):
-        one_line(lambda: getattr(estimators, name)(bare_likelihood, x), "likelihood(z) must have one", "Independent")  # noqa: B023
+        one_line(lambda: getattr(estimators, name)(bare_likelihood, x), "likelihood(z) must have the event", "Independent")  # noqa: B023
     one_line(lambda: estimators.evaluate(bare_posterior, x), "posterior(x) must have one", "Independent")
     for bad in (heavy, full):
         one_line(lambda: estimators.evaluate(bad, x), "closed form")  # noqa: B023
@@ -541,6 +541,61 @@ def test_distributions_that_are_not_of_one_example_are_refused():
         one_line(lambda: estimators.minibatch_terms(bad, x, 4), "diagonal Gaussian")  # noqa: B023
         assert estimators.iwae(bad, x, 10).value < 0  # samples and densities are enough
         assert estimators.ais(bad, x[:3], 2, 2, 2).value < 0  # the encoder is not used
+
+
+def own_model(likelihood):
+    """A user's model without a `check`: an encoder that takes x of any shape, and a distribution of the decoder's outputs."""
+    encoder, decoder = nn.Linear(16, 2 * K), nn.Linear(K, 16)
+    prior = distributions.Independent(distributions.Normal(torch.zeros(K), torch.ones(K)), 1)
+
+    def posterior(x):
+        mean, log_variance = encoder(x.flatten(1)).chunk(2, 1)
+        return distributions.Independent(distributions.Normal(mean, (0.5 * log_variance).exp()), 1)
+
+    made = lambda z: distributions.Independent(likelihood(decoder(z).unflatten(1, SHAPE)), 3)  # noqa: E731
+    return SimpleNamespace(posterior=posterior, prior=lambda: prior, likelihood=made)
+
+
+MEASURES = {
+    "evaluate": estimators.evaluate,
+    "decompose": estimators.decompose,
+    "iwae": estimators.iwae,
+    "ais": lambda m, x: estimators.ais(m, x, 2, 2, 2),
+    "terms": lambda m, x: objectives.elbo_terms(m, x),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_examples_of_another_shape_are_refused_by_a_model_that_checks_nothing(measure):
+    """Without its channel, N images against N likelihoods broadcast into N², whose sum is a number for each like any other."""
+    model, x = own_model(lambda output: distributions.Bernoulli(logits=output, validate_args=False)), images(9)
+    measure(model, x)
+    one_line(lambda: measure(model, x[:, 0]), "likelihood(z) must have the event", "(4, 4)", "(1, 4, 4)")
+
+
+@pytest.mark.parametrize("measure", list(MEASURES.values())[:-1], ids=list(MEASURES)[:-1])
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize(
+    ("likelihood", "good", "bad"),
+    [
+        (lambda output, **o: distributions.Bernoulli(logits=output, **o), 1.0, 0.5),
+        (lambda output, **o: distributions.Poisson(output.exp(), **o), 2.0, 0.5),
+        (lambda output, **o: distributions.ContinuousBernoulli(logits=output, **o), 0.5, -1.0),
+    ],
+)
+def test_data_outside_the_support_are_refused_for_a_model_that_checks_nothing(measure, likelihood, validated, good, bad):
+    model = own_model(lambda output: likelihood(output, validate_args=validated))
+    measure(model, good * images(9))
+    one_line(lambda: measure(model, bad * images(9)), "likelihood(z)", "support")
+
+
+def test_a_likelihood_on_all_numbers_or_with_a_support_of_its_own_takes_any_data():
+    wide = own_model(lambda output: distributions.Uniform(output - 9, output + 9, validate_args=False))
+    for model in (own_model(lambda output: distributions.Normal(output, 1.0)), wide):
+        estimators.iwae(model, 0.5 * images(9), 2)
+    accepts = own_model(lambda output: distributions.Bernoulli(logits=output, validate_args=False))
+    accepts.check = lambda x: None  # its author knows what he does
+    assert estimators.iwae(accepts, 0.5 * images(9), 2).value < 0
 
 
 HIDDEN = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 4))

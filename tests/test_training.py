@@ -540,6 +540,29 @@ def test_validation_is_a_measurement_beside_the_training(digits):
         assert_same(run, separate(make, digits, run))
 
 
+class Adjusts:
+    """A multiplier that every call moves, towards a distortion that is asked for: an objective with a state of its own."""
+
+    def __init__(self):
+        self.weight, self.seen = 1.0, []
+
+    def __call__(self, model, x, step=0, reference=None):
+        terms = objectives.elbo_terms(model, x)
+        self.weight *= 1.01 if terms.distortion.mean().item() > 20 else 0.99
+        self.seen.append(step)
+        return objectives.Loss(terms.rate + self.weight * terms.distortion, terms)
+
+
+def test_validation_does_not_move_the_state_of_an_objective(digits):
+    runs = []
+    for every in (None, 1):
+        torch.manual_seed(0)
+        runs.append(training.fit(make(), digits, Adjusts(), replace(CONFIG, validate_every=every)))
+    assert runs[0].objective.weight == runs[1].objective.weight
+    assert runs[0].objective.seen == runs[1].objective.seen == [*range(3 * 10)]
+    assert runs[0].history["loss"] == runs[1].history["loss"]
+
+
 def replace_config(run, **changes):
     return replace(run, config=replace(run.config, **changes))
 
@@ -625,6 +648,22 @@ def test_distributions_of_another_shape_are_told_before_training(digits, method,
         one_line(train, match=cure)
 
 
+@pytest.mark.parametrize("validated", [False, True])
+def test_grey_pixels_under_a_bernoulli_of_ones_own_are_told_before_training(digits, validated):
+    model, grey = Plain(), data.load("digits", binarize=None)
+    decoded = lambda z: model.decode(z).unflatten(-1, (1, 8, 8))  # noqa: E731
+    model.likelihood = lambda z: D.Independent(D.Bernoulli(logits=decoded(z), validate_args=validated), 3)
+    with torch.no_grad():
+        grey.train[:50].round_()  # the first examples alone would do
+    for train in (
+        lambda: training.fit(model, grey, objectives.VAE(), CONFIG),
+        lambda: training.sweep(lambda: model, grey, [1.0], config=CONFIG),
+    ):
+        one_line(train, "likelihood(z)", "Bernoulli", "support", "binarize=")
+    drawn = data.load("digits", binarize="dynamic")
+    training.fit(model, drawn, objectives.VAE(), replace(CONFIG, epochs=1))
+
+
 def test_looking_at_the_distributions_changes_nothing(digits):
     model = Plain()
     model.encode = torch.nn.Sequential(torch.nn.BatchNorm1d(64), torch.nn.Dropout(0.5), model.encode)
@@ -668,6 +707,43 @@ def test_an_objective_with_parameters_is_refused(digits):
 
     one_line(lambda: training.fit(make(), digits, Weighted(), CONFIG), "part of the model")
     training.fit(make(), digits, Weighted().requires_grad_(False), replace(CONFIG, epochs=1))
+
+
+class Holds:
+    """A β-VAE of one's own that holds something beside."""
+
+    def __init__(self, held):
+        self.held = held
+
+    def __call__(self, model, x, step=0, reference=None):
+        return objectives.BetaVAE(2.0)(model, x)
+
+
+HELD = {
+    "a parameter": lambda: nn.Parameter(torch.zeros(())),
+    "a module": lambda: nn.Linear(2, 2),
+    "modules in a list": lambda: [nn.ReLU(), nn.Linear(2, 2)],
+    "parameters in a dictionary": lambda: {"log_sigma": (nn.Parameter(torch.zeros(())),)},
+}
+
+
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
+def test_weights_that_training_would_not_reach_are_told_before_it(digits, held):
+    """Weights of an objective, and those of a model that stand in a list, are in no optimiser: they would stay as they are."""
+    short = replace(CONFIG, epochs=1)
+    model = make()
+    one_line(lambda: training.fit(model, digits, Holds(held()), short), "Holds", "held", "not trained")
+    one_line(lambda: training.sweep(make, digits, objectives=[Holds(held())], config=short), "Holds", "held", "not trained")
+    training.fit(model, digits, Holds([model, model.decoder]), short)  # what is trained may be held as well
+
+    model.decoder.held = [held()]
+    one_line(lambda: training.fit(model, digits, objectives.VAE(), short), "decoder", "held", "not trained")
+    frozen = held()
+    for part in frozen if isinstance(frozen, list) else [frozen]:
+        if hasattr(part, "requires_grad_"):
+            part.requires_grad_(False)
+            model.decoder.held = [part]
+            training.fit(model, digits, Holds(part), short)
 
 
 def test_data_on_a_large_scale_that_train_are_told_so(caplog):

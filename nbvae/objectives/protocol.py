@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, distributions, nn
 
 from nbvae import checks
-from nbvae._measuring import check_data, check_input, check_model, closed_rate, measured, measuring
+from nbvae._measuring import check_data, check_event, check_input, check_model, closed_rate, measured, measuring
 from nbvae.posterior import check_reference, mean_and_std
 
 __all__ = [
@@ -36,7 +36,8 @@ class Model(Protocol):
     x and z always have exactly one leading dimension: whoever measures several draws for an example gives them as rows.
 
     Where a model has them, two more methods are used: `check(x)`, which raises `ValueError` for data that its likelihood is no
-    likelihood for, and `at(beta)`, the model of one β of a model of many.
+    likelihood for (without it x is compared with the support that torch knows), and `at(beta)`, the model of one β of a model
+    of many.
 
     >>> from nbvae import models, objectives
     >>> isinstance(models.VAE((4,), 3), objectives.Model)
@@ -118,7 +119,9 @@ def draw_terms(model: Model, x: Tensor) -> Draw:
     if not posterior.has_rsample:
         raise ValueError(f"posterior(x) must have rsample, for gradients; {type(posterior).__name__} has not")
     z = posterior.rsample()
-    distortion = -model.likelihood(z).log_prob(x)
+    likelihood = model.likelihood(z)
+    check_event(likelihood, x.shape[max(1, x.dim() - len(likelihood.event_shape)) :])
+    distortion = -likelihood.log_prob(x)
     return Draw(posterior, z, Terms(distortion, closed_rate(posterior, prior)))
 
 

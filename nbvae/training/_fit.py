@@ -2,15 +2,16 @@
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nbvae import checks, data, objectives
 from nbvae._measuring import check_distributions, check_model
 from nbvae._randomness import Streams, seeded
+from nbvae._sameness import OF_EVERY_MODULE, settings
 from nbvae.objectives.protocol import hook
 from nbvae.training import _loop, calibration, stacking
 from nbvae.training._config import TrainConfig, device
@@ -66,8 +67,8 @@ def fit(
     back afterwards. Nothing is read from the device inside an epoch; a loss that is not finite is found at the epoch's end:
     `Diverged` names its first step, and the model keeps the state of the last good epoch's end.
 
-    Raises `ValueError` for arguments of another kind, and for data that the model's likelihood is no likelihood for (grey
-    pixels, another shape).
+    Raises `ValueError` for arguments of another kind, for data that the model's likelihood is no likelihood for (grey pixels,
+    another shape), and for weights that would stay as they are: an objective's own, and those of a model in a plain list.
 
     >>> from nbvae import data, models, objectives, training
     >>> ds = data.load("digits")
@@ -178,6 +179,7 @@ def accept(model: Any, dataset: Any, objective: Any, config: Any) -> None:
         raise ValueError(f"only a torch module can be trained, got {checks.short(model)}{hint}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"the model has nothing to train: no parameter of the {type(model).__name__} requires a gradient")
+    _check_reached(model, objective)
     accept_data(dataset)
     if not callable(getattr(model, "at", None)):
         check_model(model)
@@ -187,12 +189,35 @@ def accept(model: Any, dataset: Any, objective: Any, config: Any) -> None:
     hook(objective, "check")(model, dataset)
     with torch.random.fork_rng(devices=[]):
         # Dynamic binarisation makes 0/1 pixels of grey ones: check a draw.
-        check = getattr(model, "check", None)
+        drawn, check = dataset.draw(dataset.train), getattr(model, "check", None)
         if callable(check):
-            check(dataset.draw(dataset.train))
+            check(drawn)
         if not callable(getattr(model, "at", None)):
-            some = dataset.train[:2]
-            check_distributions(model, dataset.draw(some) if dataset.binarize == "dynamic" else some)
+            check_distributions(model, drawn)
+
+
+def _check_reached(model: nn.Module, objective: Any) -> None:
+    """Refuse weights that no optimiser would move: those of an objective, and of a model those that torch does not find."""
+    reached = {id(parameter) for parameter in model.parameters()}
+    parts = [(f"the model's {name}" if name else "the model", part) for name, part in model.named_modules()]
+    for what, thing in [(f"the objective {type(objective).__name__}", objective), *parts]:
+        for name, value in settings(thing).items():
+            if name not in OF_EVERY_MODULE and any(id(weight) not in reached for weight in _weights(value)):
+                raise ValueError(
+                    f"{what} holds weights in {name}, which are not trained: make them parts of the model, as attributes or in "
+                    "a torch.nn.ModuleList, or freeze them by requires_grad_(False)"
+                )
+
+
+def _weights(value: Any) -> Iterator[Tensor]:
+    """The tensors that require a gradient in an attribute: itself, or what modules and plain containers in it hold."""
+    if isinstance(value, Tensor):
+        yield from [value] if value.requires_grad and value.is_leaf else []
+    elif isinstance(value, nn.Module):
+        yield from (parameter for parameter in value.parameters() if parameter.requires_grad)
+    elif isinstance(value, list | tuple | set | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _weights(each)
 
 
 def accept_data(dataset: Any) -> None:

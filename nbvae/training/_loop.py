@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from nbvae import checks, data
 from nbvae._measuring import measuring
 from nbvae._randomness import Streams, seeded
+from nbvae._sameness import copied
 from nbvae.objectives import Loss
 from nbvae.training import calibration
 from nbvae.training._checkpoint import Pauses
@@ -147,12 +148,16 @@ def _validated(
     fresh = streams.anew()
     alone = seeded(config.seed, streams.place) if streams.is_global else contextlib.nullcontext()
     parts = dataset.validation.split(min(config.batch_size, len(training)))
-    rows = []
+    rows, objective = [], trainee.objective
     with measuring(trainee.modules), alone:
-        for part in parts:
-            of_part = functools.partial(losses, step=step, reference=training, calibrated=False)
-            total, *terms = trainee.call(of_part, fresh.spread(part.to(streams.place)), fresh)
-            rows.append(torch.stack([total, *(each.mean(-1) for each in terms)]))
+        trainee.objective = copied(objective)  # what an objective counts or adjusts while it is called is of training alone
+        try:
+            for part in parts:
+                of_part = functools.partial(losses, step=step, reference=training, calibrated=False)
+                total, *terms = trainee.call(of_part, fresh.spread(part.to(streams.place)), fresh)
+                rows.append(torch.stack([total, *(each.mean(-1) for each in terms)]))
+        finally:
+            trainee.objective = objective
     sizes = torch.tensor([len(part) for part in parts], dtype=rows[0].dtype, device=streams.place)
     return torch.tensordot(sizes / sizes.sum(), torch.stack(rows), 1)
 
