@@ -83,23 +83,32 @@ def test_without_a_recorded_model_it_says_so_in_one_line():
     one_line(lambda: study.one_model("digits", "default", "recorded", None, "cpu"), "there is no recorded model of digits")
 
 
-def nats(move: float, draws: int, spread: float = 0.01) -> pd.DataFrame:
+def priced(overhead: float, draws: int, spread: float = 0.001) -> pd.DataFrame:
+    """Ladders of three seeds that cost the same overhead after each of two codes."""
     rows = [
-        {"beta": beta, "seed": seed, "draws": draws, "quantity": NATS, "value": 30 / beta + spread * seed + move, "n": 9}
+        {"beta": beta, "seed": seed, "draws": draws, "quantity": name, "value": value}
         for beta in (2.0, 1.0)
         for seed in (0, 1, 2)
+        for name, value in ((ALONE, 10 / beta), (NATS, (1 + overhead + spread * seed) * 10 / beta), (DISTORTION, 5.0))
     ]
     return pd.DataFrame(rows).assign(stderr=np.nan)
 
 
+def test_an_overhead_is_what_the_ladder_costs_more_than_its_last_code():
+    found = study.overheads(pd.concat([priced(0.05, 2, 0.0), priced(0.04, 4, 0.0)]))
+    np.testing.assert_allclose(found["value"], np.where(found["draws"] == 2, 0.05, 0.04))
+    assert len(found) == 12
+
+
 @pytest.mark.parametrize(
-    ("move", "spread", "outcomes"), [(0.05, 0.01, [True, True]), (0.5, 0.01, [False, True]), (0.0, 30.0, [True, False])]
+    ("later", "spread", "outcomes"), [(0.04, 0.001, [True, True]), (0.02, 0.001, [False, True]), (0.05, 0.1, [False, False])]
 )
-def test_nats_that_more_pairs_move_or_that_seeds_scatter_are_not_claimed(move, spread, outcomes):
+def test_overheads_that_more_pairs_move_or_that_seeds_scatter_are_not_claimed(later, spread, outcomes):
     plan = Plan(ladder=(2.0, 1.0))
-    checks = study._checks(plan, pd.concat([nats(0.0, 2, spread), nats(move, 4, spread)]))
+    checks = study._checks(plan, pd.concat([priced(0.05, 2, spread), priced(later, 4, -spread)]))
     assert [check.passed for check in checks] == outcomes
     assert checks[0].name.startswith("4 pairs of codes an image")
+    assert "the nats themselves fall by" in checks[0].found
 
 
 @pytest.mark.parametrize(

@@ -586,7 +586,7 @@ what it needs. `nbvae.notebook.live` writes it. This file is loaded once, by the
     );
     const ink = { ...LINE, "stroke-width": 1.5 };
     const marks = Array.from({ length: count }, (_, i) =>
-      make("text", { class: "code", style: `--hue: ${labels ? 36 * labels.data[i] : 200}` }, labels ? labels.data[i] : "•"));
+      make("text", { class: "code", "aria-hidden": true, style: `--hue: ${labels ? 36 * labels.data[i] : 200}` }, labels ? labels.data[i] : "•"));
     const squares = drawn.map(() => make("rect", { width: 7, height: 7, ...ink }));
     const cross = make("path", { ...ink, "stroke-width": 3 });
     plane.append(...marks, ...[1, 2].map((r) => make("circle", { cx: 160, cy: 160, r: r * unit, ...ink })), ...squares, cross);
@@ -717,7 +717,7 @@ what it needs. `nbvae.notebook.live` writes it. This file is loaded once, by the
         wide(make("label", {}, "Codes that have arrived: ", output), slider,
           row(play, button("Next code", next), button("Another draw of the codes", () => set({ draw: (state.draw + 1) % draws }))), words),
         block("Received", received), block("Sent", sent),
-        two(title("What is missing, against what has arrived"), plane,
+        two(title("Distortion against nats so far"), plane,
           hint("Line: means over the test images, a point for each code. Rings: each code sent alone. Large dot: this image.")),
         wide(title("After each code"), row(...strip)),
         wide(title("Send another image"), row(...choices)),
