@@ -453,5 +453,8 @@ def test_until_it_runs_and_where_it_does_not_there_is_a_text(plane, ladder, name
     assert not run(tmp_path, made, "return {text: root.textContent.includes('weights')}")["text"]
 
 
-def test_the_programs_of_the_pages_are_small():
-    assert sum(file.stat().st_size for file in (BOOK / "_static").glob("*.js")) < 40_000
+@pytest.mark.parametrize("name", ["live.js", "search.js"])
+def test_the_programs_of_the_pages_are_small(name):
+    """No page loads two of them: there is no live element on the page of search results."""
+    assert {file.name for file in (BOOK / "_static").glob("*.js")} == {"live.js", "search.js"}
+    assert (BOOK / "_static" / name).stat().st_size < 40_000

@@ -470,9 +470,9 @@ def test_a_diverged_run_puts_batch_statistics_back_too():
             )
 
     model = seeded(Own)
-    # Four batches come before the second epoch.
+    # One check and four batches come before the second epoch.
     with pytest.raises(training.Diverged):
-        training.fit(model, spoilt(x, 5), objectives.VAE(), training.TrainConfig(epochs=3, batch_size=15))
+        training.fit(model, spoilt(x, 6), objectives.VAE(), training.TrainConfig(epochs=3, batch_size=15))
     assert model.norm.num_batches_tracked == 4
     assert model.norm.running_mean.abs().max() < 10
     assert all(value.isfinite().all() for value in model.state_dict().values())
