@@ -14,6 +14,8 @@ CHANGES = (
     # Entries of a list that is none, with a role that is no longer one.
     ('<div role="list" class="citation-list">', '<div class="citation-list">'),
     (' role="doc-biblioentry"', ""),
+    # Tables of the text scroll on a phone, which those who use keys must be able to do.
+    ('<table class="table">', '<table class="table" tabindex="0">'),
 )
 
 

@@ -21,7 +21,7 @@ def test_what_the_tools_write_is_mended_and_nothing_else(tmp_path):
         '<div role="list" class="citation-list"><div class="citation" role="doc-biblioentry">A</div></div>'
         '<dl class="py"><dt class="sig sig-object" id="f">f(<dl>\n<dd>x</dd>\n</dl>)</dt><dd>text</dd></dl>'
         "<dl><dt>term</dt><dd>meaning</dd></dl>"
-        '<table><tr><th class="head"></th><th class="head text-right"><p>R</p></th></tr></table>'
+        '<table class="table"><tr><th class="head"></th><th class="head text-right"><p>R</p></th></tr></table>'
     )
     mend.mend(tmp_path)
     assert page.read_text() == (
@@ -30,7 +30,7 @@ def test_what_the_tools_write_is_mended_and_nothing_else(tmp_path):
         '<div class="citation-list"><div class="citation">A</div></div>'
         '<dl class="py"><dt class="sig sig-object" id="f">f(<ul>\n<li>x</li>\n</ul>)</dt><dd>text</dd></dl>'
         "<dl><dt>term</dt><dd>meaning</dd></dl>"
-        '<table><tr><td></td><th class="head text-right"><p>R</p></th></tr></table>'
+        '<table class="table" tabindex="0"><tr><td></td><th class="head text-right"><p>R</p></th></tr></table>'
     )
 
 
