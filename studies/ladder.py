@@ -7,8 +7,9 @@ Gaussians, is its overhead.
 
 Two things are varied. How the codes of an image are drawn: independently, or each as a noisy copy of the finer one, by channel
 or by matrix (`posterior.Coupling`); each alone has its own posterior's law in any case. And where the models come from: views
-of one model of many β, by three ways of telling it β; β-VAEs trained separately; and β-VAEs that are trained on from one
-another, in either direction, for as long as the first or briefly at a low learning rate.
+of one model of many β, by three ways of telling it β; β-VAEs trained separately; β-VAEs that are trained on from one
+another, in either direction, for as long as the first or briefly at a low learning rate; and the β-VAE of the smallest β
+alone, with noise on its codes for the others and a decoder for each.
 """
 
 from copy import deepcopy
@@ -18,6 +19,7 @@ from typing import Any, cast
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nbvae import checks, data, estimators, metrics, models, objectives, posterior, results, samplers, training
@@ -37,7 +39,8 @@ MANY = {"one model, FiLM": "film", "one model, gates": "gates", "one model, conc
 FILM, APART = "one model, FiLM", "trained separately"
 DOWN, UP, BRIEF = "continued to smaller β", "continued to larger β", "continued to larger β, briefly"
 UNTRAINED = ", untrained"
-KINDS = (*MANY, APART, DOWN, UP, BRIEF)
+COPIES = "noisy copies of one code"
+KINDS = (*MANY, APART, DOWN, UP, BRIEF, COPIES)
 COUPLINGS = posterior.KINDS
 PRIOR, ALONE, STEP = "last code, prior", "last code", "one step"
 
@@ -94,8 +97,8 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(
             **{"images": 10_000, "latent_dim": 16, "hidden": (200, 200), "lr": 2e-3, "brief_lr": 5e-4, "power": 0.0},
             **{"ladder": (16.0, 8.0, 4.0, 2.0, 1.0, 0.5), "lowest": 0.25, "highest": 25.0, "passes": 40, "brief": 6},
-            # How one model is told β, and a third way to train on, are compared on the digits.
-            **{"draws": 2, "measured": 2, "kinds": (FILM, APART, DOWN, BRIEF), "components": (10,)},
+            # A third way to train on is compared on the digits.
+            **{"draws": 2, "measured": 2, "kinds": tuple(kind for kind in KINDS if kind != UP), "components": (10,)},
         )
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
@@ -216,6 +219,9 @@ def ladders(
         runs = sweep(partial(models.VAE, **shape), ds, ladder, **how)
         found = {(each.objective.beta, each.config.seed): each.model for each in runs}
         return [[found[beta, seed] for beta in ladder] for seed in seeds]
+    if kind == COPIES:
+        finest = [each.model for each in sweep(partial(models.VAE, **shape), ds, ladder[-1:], **how)]
+        return _copies(ds, ladder, finest, how)
     order = ladder if kind == DOWN else ladder[::-1]
     rungs = [sweep(partial(models.VAE, **shape), ds, order[:1], **how)]
     if kind == BRIEF:
@@ -225,6 +231,58 @@ def ladders(
         rungs.append(sweep(lambda started=started: next(started), ds, [beta], **how))
     rungs = rungs if kind == DOWN else rungs[::-1]
     return [[each[i].model for each in rungs] for i in range(len(seeds))]
+
+
+def _copies(ds: data.Dataset, ladder: list[float], finest: list[Any], how: dict[str, Any]) -> list[list[Any]]:
+    """For each of these models of the smallest β the models of noisy copies of its codes, trained, and itself."""
+    rungs = [finest]
+    for beta in ladder[-2::-1]:
+        started = iter([noisy(model, ds.train, beta / ladder[-1]) for model in finest])
+        rungs.append([run.model for run in sweep(lambda started=started: next(started), ds, [beta], **how)])
+    return [list(views)[::-1] for views in zip(*rungs, strict=True)]
+
+
+def noisy(model: models.VAE, x: Tensor, times: float) -> models.VAE:
+    """A model of noisy copies of another's codes, as at a β that is `times` as large, with a decoder that starts as its own.
+
+    - `x`: images, by whose posteriors the noise is chosen.
+    """
+    config: Any = model.config
+    made = models.VAE(**config | {"encoder": Noisy.of(model, x, times)})
+    made.decoder.load_state_dict(model.decoder.state_dict())
+    return made
+
+
+class Noisy(nn.Module):
+    """An encoder that is not trained: another's codes, times a number in each latent, with Gaussian noise of one variance.
+
+    With the mean variance s² of a latent's posteriors it is a², (1 − t)/(1 − s²), and the noise's variance t − a²s², so that
+    the mean variance is t. With t = min(1, s² times the ratio of both β) the linear VAE has its own posterior at the other β.
+    """
+
+    scale: Tensor
+    noise: Tensor
+
+    def __init__(self, encoder: nn.Module, scale: Float[Tensor, " k"], noise: Float[Tensor, " k"]):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False)
+        self.register_buffer("scale", scale)
+        self.register_buffer("noise", noise)
+
+    @classmethod
+    def of(cls, model: models.VAE, x: Tensor, times: float) -> "Noisy":
+        """The encoder of a β that is `times` that of `model`, by its posteriors of x."""
+        std = posterior.encode(model, x)[1]
+        least = 1 - 1e-6  # a latent that tells nothing is left alone
+        own = std.double().square().mean(0).clamp(max=least)
+        wanted = (times * own).clamp(max=1)
+        square = (1 - wanted) / (1 - own)
+        like: Any = model.prior_mean
+        return cls(deepcopy(model.encoder), square.sqrt().to(like), (wanted - square * own).to(like))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.encoder(x.flatten(1))
+        return self.scale * mean, (self.scale.square() * log_variance.exp() + self.noise).log()
 
 
 def one_model(conditioning: str, shape: dict[str, Any], beta_range: tuple[float, float]) -> models.MultiBetaVAE:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from errors import one_line
 
-from nbvae import data, estimators, samplers, training
+from nbvae import analytic, data, estimators, models, posterior, samplers, training
 from nbvae.objectives import MultiBeta
 from studies import ladder as study
-from studies.ladder import ALONE, APART, BRIEF, DOWN, FILM, PRIOR, UNTRAINED, UP, Plan
+from studies.ladder import ALONE, APART, BRIEF, COPIES, DOWN, FILM, PRIOR, UNTRAINED, UP, Plan
 
 LADDER = [2.0, 0.5, 0.1]
 SETTINGS = {
@@ -111,6 +111,54 @@ def test_concatenation_trains_alike_alone_and_in_a_sweep(digits):
         alone = training.fit(make(), digits, MultiBeta(), config)
     torch.testing.assert_close(weights(runs[0].model), weights(alone.model))
     assert alone.history["loss"][-1] < alone.history["loss"][0]
+
+
+def test_noisy_copies_of_the_linear_optimum_are_the_optima_of_larger_betas():
+    """Successive refinability: the code of a β from that of a smaller one by noise alone, dropped latents included."""
+    gaussian = analytic.LinearGaussian([4.0, 2.0, 0.9, 0.4], latent_dim=4)
+    x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+
+    def optimum(beta):
+        best = gaussian.solve(beta=beta, sigma2=0.5)
+        maps = {"encoder": best.encoder, "variance": best.posterior_variance, "decoder": best.decoder}
+        return models.VAE.from_linear(**maps, sigma=0.5**0.5).float()
+
+    fine = optimum(0.2)
+    for times in (1.0, 3.0, 10.0):
+        copied, wanted = study.noisy(fine, x, times).posterior(x), optimum(0.2 * times).posterior(x)
+        torch.testing.assert_close(copied.variance, wanted.variance, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(copied.mean, wanted.mean, atol=1e-4, rtol=1e-4)
+    dropped = wanted.variance[0] == 1
+    assert dropped.tolist() == [False, False, True, True]
+
+
+def test_noisy_copies_share_one_encoder_that_is_not_trained_and_have_decoders_of_their_own(digits):
+    made = study.ladders(digits, COPIES, LADDER, seeds=[0, 1], **SETTINGS)
+    apart = study.ladders(digits, APART, LADDER, seeds=[0, 1], **SETTINGS)
+    for views, others in zip(made, apart, strict=True):
+        finest = views[-1]
+        assert torch.equal(weights(finest), weights(others[-1]))
+        mean, std = posterior.encode(finest, digits.test)
+        for view, beta in zip(views[:-1], LADDER, strict=False):
+            encoder = view.encoder
+            assert torch.equal(weights(encoder.encoder), weights(finest.encoder))
+            assert not torch.equal(weights(view.decoder), weights(finest.decoder))
+            found, spread = posterior.encode(view, digits.test)
+            torch.testing.assert_close(found, encoder.scale * mean)
+            torch.testing.assert_close(spread.square(), encoder.scale.square() * std.square() + encoder.noise)
+            fresh = study.noisy(finest, digits.train, beta / LADDER[-1])
+            better = [estimators.evaluate(each, digits.train, beta).distortion for each in (view, fresh)]
+            assert better[0] < better[1]
+
+
+def test_a_copy_by_channel_of_a_noisy_copy_is_a_degraded_code(digits):
+    """Given the finer code the coarse one knows nothing more of x: its mean is linear in the finer code alone."""
+    [views] = study.ladders(digits, COPIES, LADDER, seeds=[0], **SETTINGS)
+    codes = [posterior.encode(view, digits.train) for view in views[1:]]
+    coupling = posterior.Coupling.fit(*codes, "channel")
+    assert coupling.cost(*codes) <= posterior.Coupling.fit(*codes, "matrix").cost(*codes) + 1e-3
+    scale, noise = views[1].encoder.scale.double(), views[1].encoder.noise.double()
+    torch.testing.assert_close(coupling.gain, scale / noise.sqrt(), rtol=0.05, atol=0.05)
 
 
 # What is claimed.
