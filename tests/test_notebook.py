@@ -331,6 +331,12 @@ def test_a_slider_takes_numbers_and_refuses_to_show_nothing():
         ("07_alignment", "n_seeds = 1", "n_seeds must be"),
         ("07_alignment", "latent_dim = 0", "latent_dim must be"),
         ("07_alignment", "latent_dim = 200", "densities and distances need at least"),
+        ("howto_data", "binarize = 'grey'", "binarize must be one of"),
+        ("howto_model", "dataset = 'patches'", "pixels that are 0 or 1"),
+        ("howto_objective", "beta = 0", "beta must be a finite number > 0"),
+        ("howto_rate", "rate = -1", "rate must be a finite number > 0"),
+        ("howto_rate", "gammas = '10'", "gammas must be a list"),
+        ("howto_rate", "gammas = [-1]", "gamma must be"),
     ],
 )
 def test_chapters_say_what_they_need(shell, stem, injected, message):
