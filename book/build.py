@@ -62,7 +62,7 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Notebook:
-    """A chapter: its source in `notebooks/`, what its run left behind in `book/executed/`."""
+    """A chapter or how-to page: its source in `notebooks/`, what its run left behind in `book/executed/`."""
 
     root: Path
     name: str
@@ -312,10 +312,10 @@ def replace_text(file: Path, text: str) -> bool:
 def write_manifest(notebooks: list[Notebook]) -> None:
     """The page that says how the results on the other pages came about; it depends on the records alone."""
     records = {notebook.name: json.loads(notebook.record.read_text(encoding="utf-8")) for notebook in notebooks}
-    lines = ["# How this book was built", "", "Each chapter was executed from start to end by `make book`.", ""]
+    lines = ["# How this book was built", "", "Each page that holds code was executed from start to end by `make book`.", ""]
     if records:
         lines += ["```{list-table} Run times", ":header-rows: 1", ""]
-        rows = [("chapter", "seconds", "device", "commit")]
+        rows = [("page", "seconds", "device", "commit")]
         rows += [
             (_words(name), str(run["seconds"]), run["device"] or "unknown", run["commit"]) for name, run in records.items()
         ]
@@ -334,7 +334,7 @@ def write_manifest(notebooks: list[Notebook]) -> None:
 
 
 def _words(name: str) -> str:
-    """A chapter's name with spaces, where a phone may break it."""
+    """A page's name with spaces, where a phone may break it."""
     return name.replace("_", " ")
 
 

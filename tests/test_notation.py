@@ -36,15 +36,17 @@ def plain(formula: str) -> str:
     return re.sub(r"(?<!mathcal)\s+", "", formula)
 
 
+def formulas(path: Path) -> list[str]:
+    """The formulas of the text of a notebook."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return [one or two for one, two in MATH.findall(text)]
+
+
 @functools.cache
 def chapters() -> dict[int, list[str]]:
-    """The formulas of the text of each chapter."""
-    found = {}
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-        found[int(path.name[:2])] = [one or two for one, two in MATH.findall(text)]
-    return found
+    """The formulas of each chapter, whose file begins with its number."""
+    return {int(path.name[:2]): formulas(path) for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -126,6 +128,14 @@ def test_every_letter_of_a_chapter_is_listed(chapter):
     local = {symbol for symbol, where in LOCAL if where == chapter}
     used = {letter for formula in chapters()[chapter] for letter in letters(formula)}
     assert sorted(used - main - local) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("howto_*.ipynb")), ids=lambda path: path.stem)
+def test_a_how_to_page_has_no_letters_of_its_own(path):
+    main = {letter for symbol, *_ in MAIN for letter in re.findall(r"\\[A-Za-z]+|[A-Za-z]", symbol)}
+    used = {letter for formula in formulas(path) for letter in letters(formula)}
+    everywhere = {symbol for symbol, _ in LOCAL if all((symbol, number) in LOCAL for number in chapters())}
+    assert sorted(used - main - everywhere) == []
 
 
 def words() -> set[str]:

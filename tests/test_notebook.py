@@ -336,6 +336,12 @@ def test_a_slider_takes_numbers_and_refuses_to_show_nothing():
         ("09_bytes", "binarize = 'half'", "binarize must be one of"),
         ("09_bytes", "budget = 'half'", "budget must be one of"),
         ("09_bytes", "latent_dim = 0", "latent_dim must be"),
+        ("howto_data", "binarize = 'grey'", "binarize must be one of"),
+        ("howto_model", "dataset = 'patches'", "pixels that are 0 or 1"),
+        ("howto_objective", "beta = 0", "beta must be a finite number > 0"),
+        ("howto_rate", "rate = -1", "rate must be a finite number > 0"),
+        ("howto_rate", "gammas = '10'", "gammas must be a list"),
+        ("howto_rate", "gammas = [-1]", "gamma must be"),
     ],
 )
 def test_chapters_say_what_they_need(shell, stem, injected, message):
