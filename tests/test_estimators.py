@@ -1,8 +1,10 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from errors import one_line
+from torch import nn
 
 from nbvae import _tensors, analytic, data, estimators, models, objectives, training
 from nbvae.models import likelihoods
@@ -118,6 +120,30 @@ def test_bad_input(linear):
     row = training.Run(one.model, objectives.FactorVAE(), training.TrainConfig(), {}, 0.0)
     with pytest.raises(ValueError, match="no β to order a curve by"):
         estimators.rd_curve(row, x)
+
+
+def test_runs_whose_own_networks_are_not_built_alike_are_not_averaged(linear):
+    """Models of one's own networks have no `config`: what they are made of tells them apart."""
+    _, x = linear
+    config = training.TrainConfig()
+
+    def run(seed, *layers):
+        with training.seeded(seed):
+            made = models.VAE((5,), 2, likelihood="gaussian", encoder=nn.Sequential(*(layer() for layer in layers)))
+        return training.Run(made, objectives.VAE(), replace(config, seed=seed), {}, 0.0)
+
+    def narrow():
+        return nn.Linear(5, 3)
+
+    def out():
+        return nn.Linear(3, 4)
+
+    one, again = run(0, narrow, nn.ReLU, out), run(1, narrow, nn.ReLU, out)
+    mean = estimators.rd_curve([one, again], x)[1.0]
+    assert mean.rate == pytest.approx(sum(estimators.evaluate(each.model, x).rate for each in (one, again)) / 2)
+    wider = run(2, lambda: nn.Linear(5, 7), nn.ReLU, lambda: nn.Linear(7, 4))
+    for other in (wider, run(2, narrow, nn.Tanh, out)):
+        one_line(lambda other=other: estimators.rd_curve([one, again, other], x), "different settings")
 
 
 def test_entropy_of_distinct_rows():

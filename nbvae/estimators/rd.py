@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from nbvae import checks, curves, objectives
 from nbvae._measuring import check_examples, log_prob, measured, rate_of, repeated
@@ -97,7 +97,8 @@ def rd_curve(
     errors of `evaluate`, over examples.
 
     Raises `ValueError` for no runs, for an objective without a β, and for runs of one β that differ in more than their seed, or
-    not in their seed: in the settings of the model (σ, say), in the objective or in how they were trained. Split them first.
+    not in their seed: in the settings of the model (σ, say), in its networks, in the objective or in how they were trained.
+    Split them first.
 
     >>> from nbvae import data, estimators, models
     >>> digits = data.load("digits")
@@ -112,7 +113,7 @@ def rd_curve(
         many = [_model(run) for run in runs]
         if not all(hasattr(model, "at") for model in many):
             raise ValueError("betas are for a model with at(beta), as models.MultiBetaVAE; a run or view of one β has its own")
-        if any(getattr(model, "config", None) != getattr(many[0], "config", None) for model in many):
+        if any(_built(model) != _built(many[0]) for model in many):
             raise ValueError("the models have different settings: one curve for each, please")
         _differ_in_seeds(runs, "")
         for beta in checks.listed("betas", betas):
@@ -128,7 +129,7 @@ def rd_curve(
     order = sorted(runs, key=lambda run: run.objective.beta)
     for beta, group in itertools.groupby(order, key=lambda run: run.objective.beta):
         same = list(group)
-        if any(getattr(run.model, "config", None) != getattr(same[0].model, "config", None) for run in same):
+        if any(_built(run.model) != _built(same[0].model) for run in same):
             raise ValueError(f"the runs of β = {beta} have models of different settings: one curve for each, please")
         _differ_in_seeds(same, f" of β = {beta}")
         points.append(_mean(same, [evaluate(run.model, x, beta, n_samples, seed) for run in same]))
@@ -145,6 +146,14 @@ def _differ_in_seeds(runs: Sequence[Any], which: str) -> None:
     seeds = [run.config.seed for run in known]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"two runs{which} have the same seed, {max(seeds, key=seeds.count)}: no spread of training is in them")
+
+
+def _built(model: Any) -> Any:
+    """What two models that differ in their seeds alone have in common: settings, how they print, and shapes of weights."""
+    if not isinstance(model, nn.Module):
+        return type(model), getattr(model, "config", None)
+    shapes = [(name, value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)]
+    return type(model), getattr(model, "config", None), repr(model), shapes
 
 
 def _settings(thing: Any) -> Any:
