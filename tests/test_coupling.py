@@ -245,6 +245,21 @@ def test_dead_latents_and_unrelated_codes_are_left_uncoupled_and_finite(kind):
     assert many.gain.shape == (2, 4)
 
 
+@pytest.mark.parametrize("tiny", [1e-3, 0.3])
+def test_a_matrix_copies_no_worse_than_channels_beside_latents_that_say_almost_nothing(tiny):
+    """Eight latents that agree and eight dead ones, whose means hardly vary: slopes on such means would be wild."""
+    x = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    codes = []
+    for v, i in ((0.1, 1), (0.02, 2)):
+        alive = (1 - v) ** 0.5 * x + 0.02 * i * torch.tanh(3 * x.roll(1, 1))
+        dead = tiny * torch.tanh(x[:, :1] * torch.linspace(1, 2, 8) + i * x[:, 1:2]) * torch.logspace(-2, 0, 8)
+        std = torch.cat([torch.full((2000, 8), v**0.5), torch.ones(2000, 8)], 1).double()
+        codes.append((torch.cat([alive, dead], 1), std))
+    found = {kind: posterior.Coupling.fit(*codes, kind).cost(*codes) for kind in module.KINDS}
+    assert found["matrix"] < found["channel"] + 1e-3
+    assert found["channel"] < found["independent"] - 0.5
+
+
 def test_a_matrix_sees_what_a_turn_hides_from_channels(x):
     """The fine codes turned, as another training may have them, with round posteriors: by channel little is left to copy."""
     (coarse, fine) = exact_codes(x)[:2]

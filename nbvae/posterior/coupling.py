@@ -64,11 +64,15 @@ class Coupling:
         if kind == "channel" and k != fine_k:
             raise ValueError(f"a coupling by channel needs as many latents in both codes, got {k} and {fine_k}: use 'matrix'")
         apart, fine_apart = (mean - mean.mean(0) for mean, _ in (coarse, fine))
+        # The slope on codes, not on means: a latent that tells nothing has means that hardly vary, and slopes on them are wild.
+        between = apart.T @ fine_apart / len(apart)
+        noise = fine[1].square().mean(0)
+        spread = coarse[1].mean(0)
         if kind == "channel":
-            power = fine_apart.square().sum(0)
-            start = (apart * fine_apart).sum(0) / power.clamp(min=torch.finfo(power.dtype).tiny) / coarse[1].mean(0)
+            start = between.diagonal() / (fine_apart.square().mean(0) + noise) / spread
         else:
-            start = (torch.linalg.pinv(fine_apart, rtol=1e-6) @ apart / coarse[1].mean(0)).T
+            codes = fine_apart.T @ fine_apart / len(apart) + noise.diag()
+            start = torch.linalg.solve(codes, between, left=False) / spread[:, None]
         with torch.inference_mode(False), torch.enable_grad():
             gain = start.clone(memory_format=torch.contiguous_format).requires_grad_()
             every = max(1, len(fine[0]) // max(_LEAST, _EACH * fine_k))
