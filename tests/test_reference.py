@@ -20,9 +20,10 @@ import docstrings  # noqa: E402
 
 pytest.importorskip("sphinx")
 
+import public  # noqa: E402
 import reference  # noqa: E402
 
-NAMES = [entry for room in reference.rooms() for entry in reference.entries(room)]
+NAMES = [entry for room in public.rooms() for entry in public.entries(room)]
 
 
 # Docstrings ---------------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ The end."""
 def test_every_docstring_is_read_without_complaint_and_without_loss(entry):
     texts = [entry.text]
     if entry.kind == "class":
-        texts += [function.__doc__ or "" for _, function in reference.members(entry.value)]
+        texts += [function.__doc__ or "" for _, function in public.members(entry.value)]
     for text in texts:
         tree, complaints = rendered(text := inspect.cleandoc(text))
         assert complaints == ""
@@ -101,12 +102,12 @@ def test_every_docstring_is_read_without_complaint_and_without_loss(entry):
 
 
 def test_the_reference_is_complete():
-    assert reference.faults(NAMES) == []
+    assert public.faults(NAMES) == []
 
 
 def test_every_room_has_its_page_and_every_page_its_line():
     listed = build.listed_pages(ROOT)
-    pages = [reference.page_of(room) for room in reference.rooms()]
+    pages = [reference.page_of(room) for room in public.rooms()]
     assert [page for page in listed if page.startswith(f"{reference.FOLDER}/")] == [f"{reference.FOLDER}/index", *sorted(pages)]
     here = {path.relative_to(ROOT).with_suffix("").as_posix() for path in (ROOT / reference.FOLDER).glob("*.rst")}
     assert here == set(pages)
@@ -188,29 +189,27 @@ class Thing:
     ],
 )
 def test_what_is_missing_is_said_in_one_line(values, missing):
-    assert reference.faults([reference.Entry("nbvae.room", value.__name__, value) for value in values]) == [
+    assert public.faults([public.Entry("nbvae.room", value.__name__, value) for value in values]) == [
         f"room.{each}" for each in missing
     ]
 
 
 def test_a_constant_is_explained_by_the_comment_at_its_assignment():
-    assert reference.assigned("nbvae.data", "SPLITS")[0] == "('train', 'validation', 'test')"
-    assert reference.assigned("nbvae.data", "SPLITS")[1].startswith("the parts of a data set")
-    assert reference.assigned("nbvae.data", "BINARIZE")[1].startswith("How grey values")
-    nowhere = reference.Entry("nbvae.data", "NOWHERE", 1)
-    assert reference.faults([nowhere]) == ["data.NOWHERE has no comment at its assignment"]
+    assert public.assigned("nbvae.data", "SPLITS")[0] == "('train', 'validation', 'test')"
+    assert public.assigned("nbvae.data", "SPLITS")[1].startswith("the parts of a data set")
+    assert public.assigned("nbvae.data", "BINARIZE")[1].startswith("How grey values")
+    nowhere = public.Entry("nbvae.data", "NOWHERE", 1)
+    assert public.faults([nowhere]) == ["data.NOWHERE has no comment at its assignment"]
 
 
 def test_signatures_are_in_the_words_of_the_source():
     from nbvae import analytic, estimators, models
 
-    assert reference.signature(estimators.moments) == ("(model: objectives.Model, x: Float[Tensor, 'batch ...'])", "Moments")
-    assert reference.signature(analytic.LinearGaussian) == ("(cov: Array, latent_dim: int)", "")
-    assert reference.signature(models.VAE)[0].startswith(
-        "(shape: Sequence[int], latent_dim: int = 8, network: str | None = None"
-    )
-    assert ", *, sigma: float | str | None = None" in reference.signature(models.VAE)[0]
-    assert all("nbvae." not in "".join(reference.signature(entry.value)) for entry in NAMES if entry.kind == "function")
+    assert public.signature(estimators.moments) == ("(model: objectives.Model, x: Float[Tensor, 'batch ...'])", "Moments")
+    assert public.signature(analytic.LinearGaussian) == ("(cov: Array, latent_dim: int)", "")
+    assert public.signature(models.VAE)[0].startswith("(shape: Sequence[int], latent_dim: int = 8, network: str | None = None")
+    assert ", *, sigma: float | str | None = None" in public.signature(models.VAE)[0]
+    assert all("nbvae." not in "".join(public.signature(entry.value)) for entry in NAMES if entry.kind == "function")
 
 
 # Links --------------------------------------------------------------------------------------------------------------
@@ -259,12 +258,12 @@ def test_an_entry_names_the_chapters_that_use_it(tmp_path):
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
         nbformat.write(book, tmp_path / "notebooks" / f"{name}.ipynb")
     uses = reference.used(tmp_path)
-    entry = reference.Entry("nbvae.estimators", "iwae", None)
+    entry = public.Entry("nbvae.estimators", "iwae", None)
     assert reference.used_in(entry, uses) == (
         "Used in chapters :doc:`2 </book/executed/02_b>`, :doc:`1 </book/executed/01_a>`."
     )
-    assert reference.used_in(reference.Entry("nbvae.estimators", "gap", None), uses) == ""
-    assert reference.used_in(reference.Entry("nbvae.models", "VAE", None), uses) == ""
+    assert reference.used_in(public.Entry("nbvae.estimators", "gap", None), uses) == ""
+    assert reference.used_in(public.Entry("nbvae.models", "VAE", None), uses) == ""
 
 
 # The pages ----------------------------------------------------------------------------------------------------------
@@ -274,8 +273,8 @@ import sys
 extensions = ["reference"]
 exclude_patterns = ["_build"]
 nitpicky = True
-import reference
-reference.rooms = lambda: ["nbvae.tiny"]
+import public
+public.rooms = lambda: ["nbvae.tiny"]
 """
 TINY = '''"""A room."""
 
@@ -343,7 +342,7 @@ def test_a_gap_ends_the_build_with_one_line(tmp_path, gap, complaint):
     assert build.warnings_in(run.stderr) == f"  ERROR: {complaint}"
 
 
-@pytest.mark.parametrize("room", reference.rooms())
+@pytest.mark.parametrize("room", public.rooms())
 def test_the_built_page_of_a_room_has_all_its_names_and_links_back_to_the_chapters(html, room):
     text = (html / f"{reference.page_of(room)}.html").read_text(encoding="utf-8")
     uses = reference.used(ROOT)
