@@ -112,6 +112,9 @@ class Plan(Common):
 
 def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset)
+    if dataset == "digits":
+        # After twice the passes it comes nearer by more than a quarter of what it is above.
+        full = full.changed(unclaimed=("above the codebook one model 16 components 0.2",))
     if dataset in ("mnist", "glyphs"):
         larger = {"images": 10_000, "hidden": (200, 200), "passes": 32, "batch": 128, "lr": 4e-3, "points": (50, 200)}
         fewer = {"turns": 12, "measured": 500, "components": 20, "draws": 20, "samples": 500, "steps": 100}
