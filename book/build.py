@@ -29,6 +29,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
+import cards
 import mend
 import pages
 import records
@@ -449,6 +450,10 @@ def main(arguments: list[str] | None = None) -> int:
         execute_stale(notebooks)
         check_pictures(notebooks)
         write_manifest(notebooks)
+        try:
+            cards.write(root, {notebook.name: notebook.executed for notebook in notebooks}, replace_text)
+        except ValueError as error:
+            raise BuildError(str(error)) from None
         if f"book/executed/{records.NAME}" in listed_pages(root):
             records.write(root, replace_text)
         render(root, options.verbose)
