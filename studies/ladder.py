@@ -58,6 +58,7 @@ class Plan(Common):
     - `components`: numbers of Gaussians in the mixtures; the last is the one that claims are about.
     - `draws`: pairs of codes for each training image, which the densities are fitted to; `measured`: for each test image.
     - `largest_error`: the most that the standard error of an overhead may be, a share, unless it is at most a quarter of it.
+    - `unclaimed`: kinds, with or without a way to draw, that are not claimed to be on one side of one model with FiLM.
     """
 
     ladder: tuple[float, ...] = (2.0, 1.0, 0.5, 0.25, 0.125, 0.0625)
@@ -76,6 +77,7 @@ class Plan(Common):
     draws: int = 10
     measured: int = 20
     largest_error: float = 0.02
+    unclaimed: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     def __post_init__(self) -> None:
@@ -87,12 +89,16 @@ class Plan(Common):
             raise ValueError(f"kinds must have {FILM!r}, which the others are compared with, and at least one other")
         if not self.components:
             raise ValueError("components must be at least one number of Gaussians")
+        convergence.accept_unclaimed(self.unclaimed, KINDS)
         if len(self.seeds) < 2:
             raise ValueError("errors need at least two seeds")
 
 
 def plan(dataset: str, budget: str) -> Plan:
     full = Plan(dataset=dataset)
+    if dataset == "digits":
+        # Decoders of noisy copies, trained for longer, fit the few training images too well.
+        full = full.changed(unclaimed=(COPIES,))
     if dataset in ("mnist", "glyphs"):
         full = full.changed(
             **{"images": 10_000, "latent_dim": 16, "hidden": (200, 200), "lr": 2e-3, "brief_lr": 5e-4, "power": 0.0},
@@ -112,7 +118,8 @@ def plan(dataset: str, budget: str) -> Plan:
 
 
 def run(plan: Plan, lab: Lab) -> Record:
-    common = {name: value for name, value in plan.settings.items() if name not in ("kinds", "passes", "brief", "largest_error")}
+    left_out = ("kinds", "passes", "brief", "largest_error", "unclaimed")
+    common = {name: value for name, value in plan.settings.items() if name not in left_out}
     cells = [
         {"kind": kind, "passes": times * plan.passes, "brief": times * plan.brief} | common
         for times in (2, 1)  # the longest first
@@ -358,12 +365,13 @@ def _checks(plan: Plan, frame: Any, whole: Any) -> list[convergence.Check]:
     size = mine[mine["passes"] == plan.passes].groupby(keys)["value"].mean().abs() / 4
     limits: Any = size.clip(lower=plan.largest_error).rename("allowed").reset_index()
     apart = above(shares)
-    claims = convergence.clear(apart[apart["passes"] == plan.passes], keys)[keys].drop_duplicates()
+    claimed = convergence.without(apart[apart["passes"] == plan.passes], keys, plan.unclaimed)
+    claims = convergence.clear(claimed, keys)[keys].drop_duplicates()
     kept = overheads(whole[~whole["objective"].str.endswith(UNTRAINED)], plan.components[-1])
     each = {f"{kind}, {way}": Estimate.over_runs(found["value"].to_numpy()) for (kind, way), found in kept.groupby(keys)}
     return [
         convergence.twice(mine.merge(limits), keys),
-        convergence.same_side(apart.merge(claims), keys),
+        convergence.not_claimed(convergence.same_side(apart.merge(claims), keys), plan.unclaimed),
         convergence.errors(each, plan.largest_error),
     ]
 

@@ -209,6 +209,13 @@ def test_twice_the_passes_move_no_size_and_no_side(changes, passed):
     assert [each.passed for each in study._checks(plan, frame, rows(NATS))] == passed
 
 
+def test_what_is_not_claimed_may_change_sides():
+    plan = Plan(passes=4, seeds=(0, 1, 2), kinds=(FILM, APART))
+    frame = pd.concat([rows(NATS, 4), rows(NATS | {(APART, "matrix"): 20.5}, 8)])
+    for unclaimed, passed in (((), False), ((f"{APART} matrix",), True), ((f"{APART} channel",), False), ((APART,), True)):
+        assert study._checks(plan.changed(unclaimed=unclaimed), frame, rows(NATS))[1].passed == passed
+
+
 def test_errors_that_are_too_large_to_see_an_overhead_fail():
     plan = Plan(passes=4, seeds=(0, 1, 2), kinds=(FILM, APART))
     frame = pd.concat([rows(NATS, 4, 0.6), rows(NATS, 8, 0.6)])
@@ -226,6 +233,7 @@ def test_errors_that_are_too_large_to_see_an_overhead_fail():
         ({"kinds": (APART, UP)}, "kinds must have"),
         ({"kinds": (FILM, "another")}, "a kind must be"),
         ({"components": ()}, "at least one number of Gaussians"),
+        ({"unclaimed": ("another",)}, "must begin with one of one model, FiLM"),
         ({"seeds": (0,)}, "at least two seeds"),
     ],
 )
