@@ -430,8 +430,12 @@ def book_key(root: Path) -> str:
     return hash_files([*settings, *prose, *library])
 
 
-def render(root: Path, verbose: bool, built: Path | None = None, finish: Callable[[Path], None] = lambda html: None) -> None:
-    """Render the pages of `root`, `finish` and check them, and put them in the place of the previous ones, `built/html`."""
+def render(root: Path, verbose: bool, built: Path | None = None, finish: Callable[[Path], None] | None = None) -> None:
+    """Render the pages of `root`, check them, and put them in the place of the previous ones, `_build/html`.
+
+    For a copy on other data, they are put into `built/html`, after `finish` has changed them. Its text may refer to figures
+    that these data do not have: warnings are said, and end nothing.
+    """
     built = root / "_build" if built is None else built
     key, target = book_key(root), built / "html"
     place = target.relative_to(next(folder for folder in target.parents if folder.name == "_build").parent)
@@ -446,7 +450,7 @@ def render(root: Path, verbose: bool, built: Path | None = None, finish: Callabl
     fresh = built / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root),
-               "--path-output", str(fresh), "-n", "-W", "--keep-going"]  # fmt: skip
+               "--path-output", str(fresh), "-n", *([] if finish else ["-W"]), "--keep-going"]  # fmt: skip
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))  # the reference imports the library
     run = subprocess.run(
         command, cwd=root, text=True, stdout=None if verbose else subprocess.PIPE,
@@ -455,10 +459,13 @@ def render(root: Path, verbose: bool, built: Path | None = None, finish: Callabl
     html = fresh / "_build" / "html"
     if run.returncode or not html.is_dir():
         raise BuildError(f"Jupyter Book failed; the previous book is untouched.\n{warnings_in(run.stdout or '')}")
+    if finish and "WARNING" in (run.stdout or ""):
+        say(f"places of the text that do not fit these data:\n{warnings_in(run.stdout)}")
     pages.strip_unused(html)
     mend.mend(html)
     search.add(html, listed)
-    finish(html)
+    if finish:
+        finish(html)
     problems = pages.check(html, listed)
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:40])
