@@ -14,8 +14,8 @@ help:  ## list these commands
 
 setup: $(READY)  ## create the environment in .venv, or bring it up to date
 
-book: $(READY)  ## run the notebooks that changed and build _build/html/index.html
-	@$(BIN)/python book/build.py
+book: $(READY)  ## run the notebooks that changed and build _build/html/index.html, or on DATASET a copy of its own
+	@$(BIN)/python book/build.py $(if $(DATASET),--dataset '$(DATASET)')
 
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest -n auto --dist loadfile

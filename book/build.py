@@ -1,12 +1,14 @@
 """Build the book: execute the notebooks that are out of date, then turn notebooks and prose into checked HTML.
 
-    python book/build.py [-v]
+    python book/build.py [-v] [--dataset NAME_OR_PATH]
 
 1. Each notebook that `_toc.yml` names as `book/executed/NAME` is executed by papermill, in a process of its own with one
    thread, if anything that decides its results has changed. A notebook that fails ends the build. Where only prose,
    captions or comments have changed, they are put around the results that are there.
 2. Jupyter Book renders the pages into a temporary folder. They are checked by `pages.py`, and only then renamed to
    `_build/html`: whatever goes wrong, the previous book stays as it was.
+
+With a data set, the book is built on it in `_build/NAME`, as `given.py` describes, and this one stays as it is.
 """
 
 import argparse
@@ -23,15 +25,19 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nbformat
 import yaml
 
 import cards
+import given
 import mend
 import pages
+import parameters
 import records
 import search
 import staleness
@@ -47,7 +53,7 @@ KERNEL_ENVIRONMENT = {
     "JUPYTER_PREFER_ENV_PATH": "1",
 }
 GENERATED = "manifest"  # the page in book/executed that is written here, from the records of the runs
-WRITTEN = (GENERATED, records.NAME)  # all that no notebook stands behind
+WRITTEN = (GENERATED, records.NAME, parameters.NAME)  # all that no notebook stands behind
 FACTS = """
 import json, sys
 from nbvae import data, training
@@ -59,6 +65,14 @@ print(json.dumps({"data": data.load(dataset).sha256 if dataset else "", "device"
 
 class BuildError(Exception):
     """A failure that is explained by its message alone."""
+
+
+class Refused(BuildError):
+    """A notebook that ended in a `ValueError`, which says in one line, the `reason`, what is allowed."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -190,7 +204,7 @@ def execute(notebook: Notebook) -> float:
         seconds = time.monotonic() - start
         # After a time-out or a dead kernel the notebook itself looks complete: only the exit status can be trusted.
         if run.returncode:
-            raise BuildError(f"{notebook.name} failed\n{last_error(partial, run.stderr)}")
+            raise failure(notebook.name, partial, run.stderr)
         result = nbformat.read(partial, as_version=4)
         problems = output_problems(result)
         if problems:
@@ -247,13 +261,17 @@ def _name(cell: nbformat.NotebookNode) -> str:
     return f"cell `{cell.source.strip().partition(chr(10))[0][:60]}`"
 
 
-def last_error(partial: Path, log: str) -> str:
-    """The error that a failed run ended with, in a few lines."""
+def failure(name: str, partial: Path, log: str) -> BuildError:
+    """What a failed run ended with, in a few lines."""
     if partial.is_file():
-        problems = [line for line in output_problems(nbformat.read(partial, as_version=4)) if " ends in " in line]
+        result = nbformat.read(partial, as_version=4)
+        problems = [line for line in output_problems(result) if " ends in " in line]
+        errors = [each for cell in result.cells for each in cell.get("outputs", []) if each.output_type == "error"]
+        if problems and errors[-1].ename == "ValueError":
+            return Refused(f"{name} failed\n  {problems[-1]}", errors[-1].evalue.partition("\n")[0])
         if problems:
-            return f"  {problems[-1]}"
-    return "\n".join(f"  {line}" for line in log.strip().splitlines()[-3:])
+            return BuildError(f"{name} failed\n  {problems[-1]}")
+    return BuildError("\n".join([f"{name} failed", *(f"  {line}" for line in log.strip().splitlines()[-3:])]))
 
 
 def write_record(notebook: Notebook, key: str, seconds: float) -> None:
@@ -339,8 +357,11 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def execute_stale(notebooks: list[Notebook]) -> int:
-    """Execute what is out of date, one notebook per core at a time; how many that were. The others' prose is renewed."""
+def execute_stale(notebooks: list[Notebook], refused: dict[str, str] | None = None) -> int:
+    """Execute what is out of date, one notebook per core at a time; how many that were. The others' prose is renewed.
+
+    Where `refused` is given, notebooks that refuse their data are no failure: their reasons are noted there, by their names.
+    """
     stale = [notebook for notebook in notebooks if not notebook.is_current()]
     for notebook in notebooks:
         if notebook in stale:
@@ -354,7 +375,10 @@ def execute_stale(notebooks: list[Notebook]) -> int:
             key = notebook.key()  # before the run: an edit during it makes the result stale, not wrongly current
             seconds = execute(notebook)
         except BuildError as error:
-            return str(error)
+            if refused is None or not isinstance(error, Refused):
+                return str(error)
+            refused[notebook.name] = error.reason
+            return ""
         write_record(notebook, key, seconds)
         if notebook.is_current():
             notebook.renew()
@@ -368,6 +392,36 @@ def execute_stale(notebooks: list[Notebook]) -> int:
     return len(stale)
 
 
+def execute_given(root: Path, notebooks: list[Notebook]) -> None:
+    """Execute notebooks on data that their copy was given; those that refuse them as the sources under `root` have them."""
+    home = notebooks[0].root
+    dataset, known = given.read(home)
+    keys = {notebook.name: notebook.key() for notebook in notebooks}
+    refused = {name: each["reason"] for name, each in known.items() if each["key"] == keys.get(name)}
+    rest = [notebook for notebook in notebooks if notebook.name not in refused]
+    try:
+        borrow(root, rest)
+        execute_stale(rest, refused)
+    finally:  # also where one of them failed
+        given.write(home, dataset, {name: {"key": keys[name], "reason": reason} for name, reason in refused.items()})
+    again = [notebook for notebook in notebooks if notebook.name in refused]
+    for notebook in again:
+        say(f"{notebook.name} refuses {dataset}, and is shown on its own data: {refused[notebook.name]}")
+        shutil.copy2(Notebook(root, notebook.name).source, notebook.source)
+    borrow(root, again)
+    execute_stale(again)
+
+
+def borrow(root: Path, notebooks: list[Notebook]) -> None:
+    """Take over what was executed under `root`, where a run of these notebooks would be the same."""
+    for notebook in notebooks:
+        theirs = Notebook(root, notebook.name)
+        if not notebook.is_current() and theirs.is_current() and theirs.key() == notebook.key():
+            notebook.executed.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(theirs.executed, notebook.executed)
+            shutil.copy2(theirs.record, notebook.record)
+
+
 def book_key(root: Path) -> str:
     """Changes exactly when the pages may change."""
     prose = [file for file in sorted((root / "book").rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
@@ -377,21 +431,27 @@ def book_key(root: Path) -> str:
     return hash_files([*settings, *prose, *library])
 
 
-def render(root: Path, verbose: bool) -> None:
-    """Render the pages, check them, and put them in the place of the previous ones."""
-    built, key, target = root / "_build", book_key(root), root / "_build" / "html"
+def render(root: Path, verbose: bool, built: Path | None = None, finish: Callable[[Path], None] | None = None) -> None:
+    """Render the pages of `root`, check them, and put them in the place of the previous ones, `_build/html`.
+
+    For a copy on other data, they are put into `built/html`, after `finish` has changed them. Its text may refer to figures
+    that these data do not have: warnings are said, and end nothing.
+    """
+    built = root / "_build" if built is None else built
+    key, target = book_key(root), built / "html"
+    place = target.relative_to(next(folder for folder in target.parents if folder.name == "_build").parent)
     listed = listed_pages(root)
     stamp = target / ".key"
     there = all((target / f"{page}.html").is_file() for page in listed)
     if there and stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
-        say(f"{target.relative_to(root)}: up to date")
+        say(f"{place}: up to date")
         return
     say("rendering the pages")
     # Always from nothing: Sphinx does not repeat the warnings of pages that it read before, and -W would miss them.
     fresh = built / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root),
-               "--path-output", str(fresh), "-n", "-W", "--keep-going"]  # fmt: skip
+               "--path-output", str(fresh), "-n", *([] if finish else ["-W"]), "--keep-going"]  # fmt: skip
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))  # the reference imports the library
     run = subprocess.run(
         command, cwd=root, text=True, stdout=None if verbose else subprocess.PIPE,
@@ -400,9 +460,13 @@ def render(root: Path, verbose: bool) -> None:
     html = fresh / "_build" / "html"
     if run.returncode or not html.is_dir():
         raise BuildError(f"Jupyter Book failed; the previous book is untouched.\n{warnings_in(run.stdout or '')}")
+    if finish and "WARNING" in (run.stdout or ""):
+        say(f"places of the text that do not fit these data:\n{warnings_in(run.stdout)}")
     pages.strip_unused(html)
     mend.mend(html)
     search.add(html, listed)
+    if finish:
+        finish(html)
     problems = pages.check(html, listed)
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:40])
@@ -410,7 +474,7 @@ def render(root: Path, verbose: bool) -> None:
     (html / ".key").write_text(key, encoding="utf-8")
     swap(html, target)
     shutil.rmtree(fresh, ignore_errors=True)
-    say(f"built {target.relative_to(root)}/index.html")
+    say(f"built {place}/index.html")
 
 
 def warnings_in(log: str) -> str:
@@ -442,27 +506,49 @@ def say(line: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Execute what changed and build the book into _build/html.")
     parser.add_argument("-v", "--verbose", action="store_true", help="show Jupyter Book's own output")
+    parser.add_argument("--dataset", metavar="NAME_OR_PATH", help="build it on these data, into `_build/NAME/html`")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    root = options.root.resolve()
     try:
-        notebooks = listed_notebooks(root)
-        execute_stale(notebooks)
-        check_pictures(notebooks)
-        write_manifest(notebooks)
-        try:
-            cards.write(root, {notebook.name: notebook.executed for notebook in notebooks}, replace_text)
-        except ValueError as error:
-            raise BuildError(str(error)) from None
-        if f"book/executed/{records.NAME}" in listed_pages(root):
-            records.write(root, replace_text)
-        render(root, options.verbose)
+        build(options.root.resolve(), options.dataset, options.verbose)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def build(root: Path, dataset: str | None, verbose: bool) -> None:
+    """Build the book under `root`, or a copy of it on a data set."""
+    if dataset:
+        try:
+            home = given.stage(root, dataset)
+        except (ValueError, OSError) as error:
+            raise BuildError(str(error)) from error
+        notebooks = listed_notebooks(home)
+        execute_given(root, notebooks)
+    else:
+        home, notebooks = root, listed_notebooks(root)
+        execute_stale(notebooks)
+    check_pictures(notebooks)
+    write_manifest(notebooks)
+    try:
+        cards.write(home, {notebook.name: notebook.executed for notebook in notebooks}, replace_text)
+    except ValueError as error:
+        raise BuildError(str(error)) from None
+    listed, executed = listed_pages(home), home / "book" / "executed"
+    if f"book/executed/{records.NAME}" in listed:
+        records.write(home, replace_text)
+    if f"book/executed/{parameters.NAME}" in listed:
+        parameters.write([root / "notebooks" / f"{notebook.name}.ipynb" for notebook in notebooks], executed, replace_text)
+
+    if not dataset:
+        return render(root, verbose)
+    theirs = {name: Notebook(root, name).parameters() for name in (notebook.name for notebook in notebooks)}
+    own = {name: str(found.get("dataset", "")) for name, found in theirs.items()}
+    without = [name for name, found in theirs.items() if "dataset" not in found]
+    render(home, verbose, home.parent, partial(given.label, home, own=own, without=without))
 
 
 if __name__ == "__main__":

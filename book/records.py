@@ -42,7 +42,7 @@ def section(name: str, module: Any, found: list[Any]) -> list[str]:
     lines = [f"## {name}", "", f"{module.QUESTION} Read by [chapter {int(chapter[:2])}]({chapter}.ipynb).", ""]
     if not found:
         return [*lines, "Not recorded yet: chapters run its quick plan.", ""]
-    lines += _table(
+    lines += table(
         ("data", "recorded", "minutes", "seeds", "checks", "rows"),
         [
             (
@@ -57,9 +57,9 @@ def section(name: str, module: Any, found: list[Any]) -> list[str]:
         ],
     )
     for each in found:
-        lines += [f"````{{dropdown}} {name} on {each.plan['dataset']}: plan, checks, provenance", _text(each.said), ""]
-        lines += _table(("setting", "value"), [(f"`{key}`", f"`{json.dumps(value)}`") for key, value in each.plan.items()])
-        lines += _table(("check", "outcome", "found"), [map(_text, row) for row in each.convergence.itertuples(index=False)])
+        lines += [f"````{{dropdown}} {name} on {each.plan['dataset']}: plan, checks, provenance", plain(each.said), ""]
+        lines += table(("setting", "value"), [(f"`{key}`", f"`{json.dumps(value)}`") for key, value in each.plan.items()])
+        lines += table(("check", "outcome", "found"), [map(plain, row) for row in each.convergence.itertuples(index=False)])
         lines += [_provenance(each), "````", ""]
     return lines
 
@@ -77,14 +77,14 @@ def _provenance(found: Any) -> str:
     )
 
 
-def _table(head: tuple[str, ...], rows: Any) -> list[str]:
+def table(head: tuple[str, ...], rows: Any) -> list[str]:
     lines = ["```{list-table}", ":header-rows: 1", ""]
     for row in (head, *rows):
         lines += [f"{'* -' if n == 0 else '  -'} {' '.join(str(cell).split())}" for n, cell in enumerate(row)]
     return [*lines, "```", ""]
 
 
-def _text(words: str) -> str:
+def plain(words: str) -> str:
     """Words in which nothing is meant as markup."""
     return re.sub(r"([\\*_`$<>\[\]{}|~#])", r"\\\1", words)
 

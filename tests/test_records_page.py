@@ -53,6 +53,6 @@ def test_what_a_study_says_is_no_markup():
 
     said = "of *1* [|E z² − 1|](x) with a_b_c and `q` <b> $x$ {ref}`y` \\ ~~z~~ # 1"
     document = make_document(parser_cls=Parser)
-    Parser().parse(records._text(said), document)
+    Parser().parse(records.plain(said), document)
     assert document.astext() == said
     assert not list(document.findall(docutils.literal))
