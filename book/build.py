@@ -1,12 +1,13 @@
 """Build the book: execute the notebooks that are out of date, then turn notebooks and prose into checked HTML.
 
-    python book/build.py [-v]
+    python book/build.py [-v] [--edition student]
 
 1. Each notebook that `_toc.yml` names as `book/executed/NAME` is executed by papermill, in a process of its own with one
    thread, if anything that decides its results has changed. A notebook that fails ends the build. Where only prose,
    captions or comments have changed, they are put around the results that are there.
-2. Jupyter Book renders the pages into a temporary folder. They are checked by `pages.py`, and only then renamed to
-   `_build/html`: whatever goes wrong, the previous book stays as it was.
+2. `editions.py` copies the pages, without the cells that the edition leaves out, and Jupyter Book renders them into a temporary
+   folder. They are checked by `pages.py`, and only then renamed to `_build/html`, or `_build/student` and `_build/teacher` for
+   those editions: whatever goes wrong, the previous book stays as it was.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
+import editions
 import mend
 import pages
 import records
@@ -376,20 +378,21 @@ def book_key(root: Path) -> str:
     return hash_files([*settings, *prose, *library])
 
 
-def render(root: Path, verbose: bool) -> None:
-    """Render the pages, check them, and put them in the place of the previous ones."""
-    built, key, target = root / "_build", book_key(root), root / "_build" / "html"
+def render(root: Path, verbose: bool, edition: str = "html") -> None:
+    """Render the pages of an edition, check them, and put them in the place of the previous ones."""
+    built, key, target = root / "_build", book_key(root), root / "_build" / edition
     listed = listed_pages(root)
     stamp = target / ".key"
     there = all((target / f"{page}.html").is_file() for page in listed)
     if there and stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
         say(f"{target.relative_to(root)}: up to date")
         return
-    say("rendering the pages")
+    say("rendering the pages" if edition == "html" else f"rendering the {edition} edition")
     # Always from nothing: Sphinx does not repeat the warnings of pages that it read before, and -W would miss them.
     fresh = built / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root),
+    editions.stage(root, listed, edition, fresh / "source")
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(fresh / "source"),
                "--path-output", str(fresh), "-n", "-W", "--keep-going"]  # fmt: skip
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))  # the reference imports the library
     run = subprocess.run(
@@ -439,8 +442,9 @@ def say(line: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Execute what changed and build the book into _build/html.")
+    parser = argparse.ArgumentParser(description="Execute what changed and build the book into _build.")
     parser.add_argument("-v", "--verbose", action="store_true", help="show Jupyter Book's own output")
+    parser.add_argument("--edition", choices=[*editions.LEFT_OUT], default="html", help="the folder in _build; default: html")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     root = options.root.resolve()
@@ -451,7 +455,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_manifest(notebooks)
         if f"book/executed/{records.NAME}" in listed_pages(root):
             records.write(root, replace_text)
-        render(root, options.verbose)
+        render(root, options.verbose, options.edition)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
