@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab studies check bench clean
+.PHONY: help setup book student teacher test lab studies check bench clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,12 @@ setup: $(READY)  ## create the environment in .venv, or bring it up to date
 
 book: $(READY)  ## run the notebooks that changed and build _build/html/index.html, or on DATASET a copy of its own
 	@$(BIN)/python book/build.py $(if $(DATASET),--dataset '$(DATASET)')
+
+student: $(READY)  ## build _build/student, the book without solutions
+	@$(BIN)/python book/build.py --edition student $(if $(DATASET),--dataset '$(DATASET)')
+
+teacher: $(READY)  ## build _build/teacher, the book with solutions and teachers' notes
+	@$(BIN)/python book/build.py --edition teacher $(if $(DATASET),--dataset '$(DATASET)')
 
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest -n auto --dist loadfile

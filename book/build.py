@@ -1,12 +1,13 @@
 """Build the book: execute the notebooks that are out of date, then turn notebooks and prose into checked HTML.
 
-    python book/build.py [-v] [--dataset NAME_OR_PATH]
+    python book/build.py [-v] [--edition student] [--dataset NAME_OR_PATH]
 
 1. Each notebook that `_toc.yml` names as `book/executed/NAME` is executed by papermill, in a process of its own with one
    thread, if anything that decides its results has changed. A notebook that fails ends the build. Where only prose,
    captions or comments have changed, they are put around the results that are there.
-2. Jupyter Book renders the pages into a temporary folder. They are checked by `pages.py`, and only then renamed to
-   `_build/html`: whatever goes wrong, the previous book stays as it was.
+2. `editions.py` copies the pages, without the cells that the edition leaves out, and Jupyter Book renders them into a temporary
+   folder. They are checked by `pages.py`, and only then renamed to `_build/html`, or `_build/student` and `_build/teacher` for
+   those editions: whatever goes wrong, the previous book stays as it was.
 
 With a data set, the book is built on it in `_build/NAME`, as `given.py` describes, and this one stays as it is.
 """
@@ -34,6 +35,7 @@ import nbformat
 import yaml
 
 import cards
+import editions
 import given
 import mend
 import pages
@@ -431,14 +433,16 @@ def book_key(root: Path) -> str:
     return hash_files([*settings, *prose, *library])
 
 
-def render(root: Path, verbose: bool, built: Path | None = None, finish: Callable[[Path], None] | None = None) -> None:
-    """Render the pages of `root`, check them, and put them in the place of the previous ones, `_build/html`.
+def render(
+    root: Path, verbose: bool, edition: str = "html", built: Path | None = None, finish: Callable[[Path], None] | None = None
+) -> None:
+    """Render the pages of an edition of `root`, check them, and put them in the place of the previous ones, `_build/EDITION`.
 
-    For a copy on other data, they are put into `built/html`, after `finish` has changed them. Its text may refer to figures
+    For a copy on other data, they are put into `built/EDITION`, after `finish` has changed them. Its text may refer to figures
     that these data do not have: warnings are said, and end nothing.
     """
     built = root / "_build" if built is None else built
-    key, target = book_key(root), built / "html"
+    key, target = book_key(root), built / edition
     place = target.relative_to(next(folder for folder in target.parents if folder.name == "_build").parent)
     listed = listed_pages(root)
     stamp = target / ".key"
@@ -446,11 +450,12 @@ def render(root: Path, verbose: bool, built: Path | None = None, finish: Callabl
     if there and stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
         say(f"{place}: up to date")
         return
-    say("rendering the pages")
+    say("rendering the pages" if edition == "html" else f"rendering the {edition} edition")
     # Always from nothing: Sphinx does not repeat the warnings of pages that it read before, and -W would miss them.
     fresh = built / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root),
+    editions.stage(root, listed, edition, fresh / "source")
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(fresh / "source"),
                "--path-output", str(fresh), "-n", *([] if finish else ["-W"]), "--keep-going"]  # fmt: skip
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))  # the reference imports the library
     run = subprocess.run(
@@ -504,13 +509,14 @@ def say(line: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Execute what changed and build the book into _build/html.")
+    parser = argparse.ArgumentParser(description="Execute what changed and build the book into _build.")
     parser.add_argument("-v", "--verbose", action="store_true", help="show Jupyter Book's own output")
-    parser.add_argument("--dataset", metavar="NAME_OR_PATH", help="build it on these data, into `_build/NAME/html`")
+    parser.add_argument("--edition", choices=[*editions.LEFT_OUT], default="html", help="the folder in _build; default: html")
+    parser.add_argument("--dataset", metavar="NAME_OR_PATH", help="build it on these data, into `_build/NAME`")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
-        build(options.root.resolve(), options.dataset, options.verbose)
+        build(options.root.resolve(), options.dataset, options.verbose, options.edition)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -519,8 +525,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def build(root: Path, dataset: str | None, verbose: bool) -> None:
-    """Build the book under `root`, or a copy of it on a data set."""
+def build(root: Path, dataset: str | None, verbose: bool, edition: str = "html") -> None:
+    """Build an edition of the book under `root`, or of a copy of it on a data set."""
     if dataset:
         try:
             home = given.stage(root, dataset)
@@ -544,11 +550,11 @@ def build(root: Path, dataset: str | None, verbose: bool) -> None:
         parameters.write([root / "notebooks" / f"{notebook.name}.ipynb" for notebook in notebooks], executed, replace_text)
 
     if not dataset:
-        return render(root, verbose)
+        return render(root, verbose, edition)
     theirs = {name: Notebook(root, name).parameters() for name in (notebook.name for notebook in notebooks)}
     own = {name: str(found.get("dataset", "")) for name, found in theirs.items()}
     without = [name for name, found in theirs.items() if "dataset" not in found]
-    render(home, verbose, home.parent, partial(given.label, home, own=own, without=without))
+    render(home, verbose, edition, home.parent, partial(given.label, home, own=own, without=without))
 
 
 if __name__ == "__main__":

@@ -558,7 +558,7 @@ def test_a_picture_needs_its_text_and_the_message_says_where(metadata, data, fou
 
 
 def test_a_picture_without_text_ends_the_build_before_the_pages_and_is_mended_without_a_run(project, capsys, monkeypatch):
-    monkeypatch.setattr(build, "render", lambda root, verbose: build.say("rendered"))
+    monkeypatch.setattr(build, "render", lambda *options: build.say("rendered"))
     store(project, f"from IPython.display import display\ndisplay({SVG}, raw=True)")
     assert build.main(["--root", str(project)]) == 1
     shown = capsys.readouterr()
