@@ -28,6 +28,7 @@ ON_ALL = ("02_four_terms", "03_rate_distortion", "04_sigma_and_beta", "07_alignm
 ON_ALL = (*ON_ALL, "howto_data", "howto_model", "howto_objective", "howto_rate")
 MADE_FOR = 1200
 TOP = re.compile(r'<article\b[^>]*>|<div class="bd-search-container">')  # what a page has to say begins behind it
+MISSING = re.compile(r'<code class="xref std std-numref[^"]*">.*?</code>', re.DOTALL)  # a figure that was not drawn
 OF_RECORDS = (
     "Sentences about results are about the book's records, of the digits unless another data set is named. So are captions and"
     " descriptions of figures where they say what is seen."
@@ -128,7 +129,7 @@ def write(root: Path, dataset: str, refused: Mapping[str, Mapping[str, str]]) ->
 
 
 def label(root: Path, html: Path, own: Mapping[str, str], without: Sequence[str]) -> None:
-    """Put a box at the top of each page under `html` that says which data it is of.
+    """Put a box at the top of each page under `html` that says which data it is of, and words for figures that it has not.
 
     - `own`: the names of the notebooks, with their own data set, "" where they make theirs.
     - `without`: the names of those without a parameter for a data set.
@@ -154,6 +155,7 @@ def label(root: Path, html: Path, own: Mapping[str, str], without: Sequence[str]
             said += [f"Pages that refuse these data, and say why: {', '.join(listed)}."] if listed else []
         is_of = name not in refused and name not in without
         box = _box("note" if is_of else "warning", f"Built on {dataset}" if is_of else f"This page is not of {dataset}", said)
+        text = MISSING.sub("a figure that these data do not have", text)
         path.write_text(TOP.sub(lambda found, box=box: found[0] + box, text, count=1), encoding="utf-8")
 
 

@@ -29,7 +29,7 @@ def own(path: Path, **arrays: np.ndarray) -> Path:
 def notebook(root: Path, name: str, parameters: str, code: str) -> None:
     """A notebook with two cells of code."""
     cells = [
-        nbformat.v4.new_markdown_cell(f"# Of {name}", id="t"),
+        nbformat.v4.new_markdown_cell(f"# Of {name}\n\nAs in {{numref}}`fig-of-records`.", id="t"),
         nbformat.v4.new_code_cell(parameters, id="a", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(code, id="b"),
     ]
@@ -299,6 +299,7 @@ def test_every_page_of_a_book_on_other_data_says_what_it_is_of(project, tmp_path
             assert top < page.index(f'admonition-title">{title}') < page.index("<h1", top), "the box is not at the top"
             assert ("the book's records, of the digits unless another data set is named" in page) == (not other)
         assert "of the reader" not in page, "a page names a folder of this machine"
+    assert "As in a figure that these data do not have." in text["book/executed/howto_data.html"]
     assert "run on mine.npz" in text["book/executed/howto_data.html"]
     assert "run on digits" in text["book/executed/labelled.html"]
     assert "These data are refused: dataset mine.npz needs &lt;labels&gt;" in text["book/executed/labelled.html"]
