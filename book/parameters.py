@@ -13,7 +13,8 @@ ABOUT = """# The parameters of the pages
 Each page with code is a notebook that can be run again with other parameters: other data, longer trainings, another seed.
 
 ```text
-.venv/bin/papermill notebooks/03_rate_distortion.ipynb out.ipynb -p dataset mine.npz -p epochs 100 -y "betas: [0.1, 1]"
+.venv/bin/papermill notebooks/03_rate_distortion.ipynb out.ipynb \\
+    -p dataset mine.npz -p epochs 100 -y "betas: [0.1, 1]"
 ```
 
 This command, in a shell in the repository, runs one page into `out.ipynb`; `-p` takes a number or a text, `-y` a list. A wrong
