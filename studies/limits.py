@@ -16,19 +16,17 @@ zero, and that the prior's is near what the mixture saves of the rate with the V
 A lower bound from k draws is below log k nats. It is measured on all images that nothing was fitted to.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor, distributions
+from torch import Tensor
 
-from nbvae import analytic, checks, data, estimators, limits, models, objectives, results, samplers, training
+from nbvae import analytic, checks, data, estimators, limits, models, objectives, results, training
 from nbvae.results import Estimate
-from nbvae.training import calibration
-from studies import convergence, inside
+from studies import convergence, replacements
 from studies.lab import Lab, sweep
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -38,8 +36,8 @@ QUESTION = "How far is a VAE from the best code for its data, and is it the enco
 CHAPTER = "08_limits"
 DATASETS = ("digits", "mnist", "glyphs")
 VAE, MANY, CODEBOOK, LOWER, GAUSSIAN = "VAE", "one model", "codebook", "lower bound", "Gaussian"
-PARTS = ("amortisation", "family", "prior", "decoder")
-GAP, SAVED = "gap", "saved by the mixture"
+PARTS = tuple(replacements.STAGES)
+GAP = "gap"
 IMAGES = "images"
 _SHORTER = (2, 1)  # parts of the passes that are tried too
 
@@ -269,7 +267,7 @@ def _vaes(found: Source, times: int, dim: int, seed: int, betas: list[float], **
         rows += _point(model, x, beta, plan["draws"], seed)
         rows += [
             results.row_of(name, each, beta=beta)
-            for name, each in _parts(model, ds.train, x, beta, times, seed, **plan).items()
+            for name, each in replacements.measured(model, ds.train, x, beta, times, seed, **plan).items()
         ]
     return rows
 
@@ -312,59 +310,6 @@ def _rows(beta: float, nats: Estimate, rate: Estimate, distortion: Estimate) -> 
     return [results.row_of(name, value, beta=beta) for name, value in each.items()]
 
 
-# What a VAE is above a codebook by. With σ² = β/2 its −ELBO is D/β + R and a constant, and a bound on log p(x) bounds it.
-
-
-class _WithPrior:
-    """A model under another prior, with its own posterior: what importance sampling asks for."""
-
-    def __init__(self, model: Any, density: samplers.Mixture):
-        self.model = model
-        fitted, like = density.fitted, model.prior().mean
-        chosen = distributions.Categorical(logits=fitted.log_weight.to(like))
-        parts = distributions.MultivariateNormal(fitted.mean.to(like), scale_tril=fitted.root.to(like), validate_args=False)
-        self.mixture = distributions.MixtureSameFamily(chosen, parts, validate_args=False)
-
-    def posterior(self, x: Tensor) -> Any:
-        return self.model.posterior(x)
-
-    def likelihood(self, z: Tensor) -> Any:
-        return self.model.likelihood(z)
-
-    def prior(self) -> Any:
-        return self.mixture
-
-
-def _parts(model: Any, train: Tensor, x: Tensor, beta: float, times: int, seed: int, **plan: Any) -> dict[str, Estimate]:
-    """Nats of D/β + R on x after each replacement, and what the mixture saves of the rate with the VAE's own encoder."""
-    view = copy.deepcopy(model)
-    observation = calibration.observation_with_sigma(view)
-    assert observation is not None
-    observation.set_variance(torch.tensor(beta / 2))
-    constant = 0.5 * math.prod(x.shape[1:]) * math.log(math.pi * beta)
-    mixture = samplers.Mixture(view, train, plan["components"], draws=5, seed=seed)
-    samples = times * plan["samples"]
-    own = estimators.evaluate(view, x, 1.0, plan["draws"], seed + 1)
-    gaussian = -inside.best_gaussians(view, x, times * plan["steps"], seed)
-    exact = -estimators.iwae(view, x, samples, seed)
-    learned = -estimators.iwae(_WithPrior(view, mixture), x, samples, seed)
-    return {
-        "with its own encoder": Estimate(own.loss() - constant, own.loss_stderr, len(x)),
-        "with the best Gaussians": gaussian - constant,
-        "with the best encoder": exact - constant,
-        "with the best encoder and the mixture": learned - constant,
-        SAVED: Estimate(own.rate - mixture.rate(x, plan["draws"], seed), n=len(x)),
-    }
-
-
-_STAGES = {
-    "amortisation": ("with its own encoder", "with the best Gaussians"),
-    "family": ("with the best Gaussians", "with the best encoder"),
-    "prior": ("with the best encoder", "with the best encoder and the mixture"),
-    "decoder": ("with the best encoder and the mixture", "nats of the codebook"),
-}
-
-
 def _gaps(frame: Any) -> Any:
     """Rows of what each VAE is above the codebook of its seed by, as it was measured in one piece, and of the parts."""
     keys = ["source", "beta", "seed", "split", "passes"]
@@ -373,7 +318,7 @@ def _gaps(frame: Any) -> Any:
     books = frame[(frame["objective"] == CODEBOOK) & (frame["quantity"] == "nats")].set_index(keys)["value"]
     wide["nats of the codebook"] = books
     made = {GAP: wide["nats"] - wide["nats of the codebook"]}
-    made |= {name: wide[before] - wide[after] for name, (before, after) in _STAGES.items()}
+    made |= {name: wide[before] - wide[after] for name, (before, after) in replacements.STAGES.items()}
     parts = [
         value.rename("value").reset_index().assign(objective=VAE, quantity=name, stderr=math.nan)
         for name, value in made.items()

@@ -10,6 +10,7 @@ from errors import one_line
 
 from nbvae import data, models, samplers, training
 from studies import limits as study
+from studies import replacements
 from studies.limits import CODEBOOK, GAP, GAUSSIAN, LOWER, MANY, PARTS, VAE, Plan
 
 STAGES = (
@@ -47,7 +48,7 @@ def test_the_mixture_takes_the_priors_place_as_the_sampler_prices_it():
         model = models.VAE(ds.shape, 3, "mlp", "gaussian", sigma=0.5, hidden=(8,))
     mixture = samplers.Mixture(model, ds.train, 4)
     z = torch.randn(7, 3)
-    own = study._WithPrior(model, mixture)
+    own = replacements.WithPrior(model, mixture)
     torch.testing.assert_close(own.prior().log_prob(z).double(), mixture._log_prob(z), rtol=1e-4, atol=1e-4)
     assert own.prior().sample((5,)).shape == (5, 3)
 
@@ -66,15 +67,15 @@ def test_the_parts_of_a_linear_model_at_its_optimum_are_nothing_and_one_that_is_
     exact = float(0.5 * (values / level).log().sum()) + 3 * level / beta
     setting = {"components": 1, "samples": 200, "steps": 40, "draws": 50}
     model = models.VAE.from_linear(**best, likelihood="gaussian", sigma=math.sqrt(0.5)).float()
-    found = study._parts(model, x[:2000], x[2000:2400], beta, 1, 0, **setting)
+    found = replacements.measured(model, x[:2000], x[2000:2400], beta, 1, 0, **setting)
     expected = exact + float(((x[2000:2400].square() / values).sum(1) / 2).mean() - 1.5)  # of these examples
     for name in STAGES:
         assert found[name].value == pytest.approx(expected, abs=0.06), name
-    assert found[study.SAVED].value == pytest.approx(0.0, abs=0.03)
+    assert found[replacements.SAVED].value == pytest.approx(0.0, abs=0.03)
     wide = models.VAE.from_linear(
         **(best | {"variance": 4 * level / values}), likelihood="gaussian", sigma=math.sqrt(0.5)
     ).float()
-    worse = study._parts(wide, x[:2000], x[2000:2400], beta, 1, 0, **setting)
+    worse = replacements.measured(wide, x[:2000], x[2000:2400], beta, 1, 0, **setting)
     assert worse["with its own encoder"].value - worse["with the best Gaussians"].value == pytest.approx(
         3 * (4 - 1 - math.log(4)) / 2, abs=0.2
     )  # KL of variances that are four times as large
@@ -188,6 +189,6 @@ def test_a_plan_refuses_in_one_line(values, said):
 
 
 def test_the_parts_are_named_in_the_order_in_which_they_are_taken():
-    assert tuple(study._STAGES) == PARTS
-    ends = [after for _, after in study._STAGES.values()]
-    assert [before for before, _ in study._STAGES.values()][1:] == ends[:-1]
+    assert tuple(replacements.STAGES) == PARTS
+    ends = [after for _, after in replacements.STAGES.values()]
+    assert [before for before, _ in replacements.STAGES.values()][1:] == ends[:-1]
