@@ -39,6 +39,7 @@ MANY = {"one model, FiLM": "film", "one model, gates": "gates", "one model, conc
 FILM, APART = "one model, FiLM", "trained separately"
 DOWN, UP, BRIEF = "continued to smaller β", "continued to larger β", "continued to larger β, briefly"
 UNTRAINED = ", untrained"
+TWICE = ", twice the passes"  # behind the names of quantities
 COPIES = "noisy copies of one code"
 KINDS = (*MANY, APART, DOWN, UP, BRIEF, COPIES)
 COUPLINGS = posterior.KINDS
@@ -132,7 +133,9 @@ def run(plan: Plan, lab: Lab) -> Record:
     rows = [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
     frame = pd.DataFrame(rows)
     whole: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
-    return Record.of(__name__, plan, lab, whole.to_dict("records"), checks=_checks(plan, frame, whole), said=_said(plan, whole))
+    longer = _of_prefixes(frame[frame["passes"] == 2 * plan.passes].drop(columns="passes"), plan.components[-1])
+    kept = pd.concat([whole, longer.assign(quantity=longer["quantity"] + TWICE)], ignore_index=True)
+    return Record.of(__name__, plan, lab, kept.to_dict("records"), checks=_checks(plan, frame, whole), said=_said(plan, whole))
 
 
 def price(
@@ -354,6 +357,31 @@ def above(shares: Any) -> Any:
     base = (shares["objective"] == FILM) & (shares["sampler"] == "channel")
     both = shares[~base].merge(shares.loc[base, [*keys, "value"]], on=keys, suffixes=("", "_base"))
     return both.assign(value=both["value"] - both["value_base"], quantity="overhead above FiLM's").drop(columns="value_base")
+
+
+def prefixes(frame: Any, gaussians: int, twice: bool = False) -> Any:
+    """What a receiver has who stops after some of the codes: the nats until then and the newest code's distortion.
+
+    - `frame`: a record's.
+    - `gaussians`: the number in the mixtures that price the codes.
+    - `twice`: after twice the plan's training, else after it.
+
+    Columns `nats` and `distortion` in an index of objective, seed and β, from coarse to fine; on test images, by channel, of
+    models trained separately by matrix.
+    """
+    mine = frame[frame["quantity"].str.endswith(TWICE) == twice]
+    some = _of_prefixes(mine.assign(quantity=mine["quantity"].str.removesuffix(TWICE)), gaussians)
+    wide = some.pivot_table(index=["objective", "seed", "beta"], columns="quantity", values="value")
+    wide = wide.sort_index(level="beta", ascending=False, sort_remaining=False)
+    nats = wide["stage"].groupby(level=["objective", "seed"]).cumsum()
+    return pd.DataFrame({"nats": nats, "distortion": wide["distortion"]}).dropna()
+
+
+def _of_prefixes(frame: Any, gaussians: int) -> Any:
+    """The rows that prefixes are made from."""
+    way = (frame["objective"] == APART).map({True: "matrix", False: "channel"})
+    stages = (frame["quantity"] == "stage") & (frame["level"] == gaussians) & (frame["sampler"] == way)
+    return frame[stages | ((frame["quantity"] == "distortion") & (frame["split"] == "test"))]
 
 
 def _checks(plan: Plan, frame: Any, whole: Any) -> list[convergence.Check]:

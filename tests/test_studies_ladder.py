@@ -8,6 +8,7 @@ from errors import one_line
 
 from nbvae import analytic, data, estimators, models, posterior, samplers, training
 from nbvae.objectives import MultiBeta
+from studies import lab
 from studies import ladder as study
 from studies.ladder import ALONE, APART, BRIEF, COPIES, DOWN, FILM, PRIOR, UNTRAINED, UP, Plan
 
@@ -239,3 +240,22 @@ def test_errors_that_are_too_large_to_see_an_overhead_fail():
 )
 def test_a_plan_refuses_in_one_line(changes, said):
     one_line(lambda: Plan(**changes), said)
+
+
+def test_prefixes_add_up_to_the_whole_ladder_and_are_kept_for_twice_the_passes_too(tmp_path):
+    plan = study.plan("digits", "smoke").changed(kinds=(FILM, APART))
+    found, n = study.run(plan, lab.Lab(tmp_path)).frame, plan.components[-1]
+    nats = found[(found["quantity"] == "nats") & (found["level"] == n)].set_index(["objective", "sampler", "seed"])["value"]
+    left = found[(found["quantity"] == "distortion") & (found["split"] == "test")].set_index(["objective", "seed", "beta"])
+    for kind, way in ((FILM, "channel"), (APART, "matrix")):
+        for seed in plan.seeds:
+            mine = study.prefixes(found, n).xs((kind, seed), level=("objective", "seed"))
+            assert mine.index.tolist() == list(plan.ladder)
+            assert mine["nats"].iloc[-1] == pytest.approx(nats[kind, way, seed])
+            assert (mine["nats"].diff().dropna() > 0).all()
+            assert mine["distortion"].to_dict() == left["value"].xs((kind, seed), level=("objective", "seed")).to_dict()
+    longer = study.prefixes(found, n, twice=True)
+    again = study.run(plan.changed(passes=2 * plan.passes, brief=2 * plan.brief), lab.Lab(tmp_path)).frame
+    trained = study.prefixes(again, n).drop([f"{FILM}{UNTRAINED}"], level="objective")
+    pd.testing.assert_frame_equal(longer, trained)
+    assert (longer["distortion"] != study.prefixes(found, n).loc[longer.index, "distortion"]).all()
