@@ -133,7 +133,9 @@ def run(plan: Plan, lab: Lab) -> Record:
     rows = [row | {"passes": cell["passes"]} for each, cell in zip(found, cells, strict=True) for row in each["rows"]]
     frame = pd.DataFrame(rows)
     whole: Any = frame[frame["passes"] == plan.passes].drop(columns="passes")
-    longer = _of_prefixes(frame[frame["passes"] == 2 * plan.passes].drop(columns="passes"), plan.components[-1])
+    longer: Any = frame[frame["passes"] == 2 * plan.passes].drop(columns="passes")
+    priced = (longer["quantity"] == "nats") & (longer["level"] == plan.components[-1])
+    longer = longer[priced | _of_prefixes(longer, plan.components[-1])]
     kept = pd.concat([whole, longer.assign(quantity=longer["quantity"] + TWICE)], ignore_index=True)
     return Record.of(__name__, plan, lab, kept.to_dict("records"), checks=_checks(plan, frame, whole), said=_said(plan, whole))
 
@@ -336,12 +338,14 @@ def _row(quantity: str, value: float, place: dict[str, Any], split: str, **more:
 # What is claimed.
 
 
-def overheads(frame: Any, gaussians: int) -> Any:
+def overheads(frame: Any, gaussians: int, twice: bool = False) -> Any:
     """What sending a ladder costs more than its last code alone, as a share of that, for each kind, way and seed.
 
     - `frame`: a record's frame, or of two numbers of passes with a column `passes`.
     - `gaussians`: the number in the mixtures that price either.
+    - `twice`: from a record's frame those after twice the plan's training, else after it.
     """
+    frame = _after(frame, twice)
     nats = frame[(frame["quantity"] == "nats") & (frame["level"] == gaussians)]
     keys = [name for name in ("objective", "seed", "passes") if name in nats]
     alone = nats[nats["sampler"] == ALONE][[*keys, "value"]]
@@ -369,19 +373,26 @@ def prefixes(frame: Any, gaussians: int, twice: bool = False) -> Any:
     Columns `nats` and `distortion` in an index of objective, seed and β, from coarse to fine; on test images, by channel, of
     models trained separately by matrix.
     """
-    mine = frame[frame["quantity"].str.endswith(TWICE) == twice]
-    some = _of_prefixes(mine.assign(quantity=mine["quantity"].str.removesuffix(TWICE)), gaussians)
-    wide = some.pivot_table(index=["objective", "seed", "beta"], columns="quantity", values="value")
+    frame = _after(frame, twice)
+    wide = frame[_of_prefixes(frame, gaussians)].pivot_table(
+        index=["objective", "seed", "beta"], columns="quantity", values="value"
+    )
     wide = wide.sort_index(level="beta", ascending=False, sort_remaining=False)
     nats = wide["stage"].groupby(level=["objective", "seed"]).cumsum()
     return pd.DataFrame({"nats": nats, "distortion": wide["distortion"]}).dropna()
 
 
+def _after(frame: Any, twice: bool) -> Any:
+    """The rows of a record after the plan's training or twice that, with the plain names of quantities."""
+    mine = frame[frame["quantity"].str.endswith(TWICE) == twice]
+    return mine.assign(quantity=mine["quantity"].str.removesuffix(TWICE))
+
+
 def _of_prefixes(frame: Any, gaussians: int) -> Any:
-    """The rows that prefixes are made from."""
+    """Which rows prefixes are made from."""
     way = (frame["objective"] == APART).map({True: "matrix", False: "channel"})
     stages = (frame["quantity"] == "stage") & (frame["level"] == gaussians) & (frame["sampler"] == way)
-    return frame[stages | ((frame["quantity"] == "distortion") & (frame["split"] == "test"))]
+    return stages | ((frame["quantity"] == "distortion") & (frame["split"] == "test"))
 
 
 def _checks(plan: Plan, frame: Any, whole: Any) -> list[convergence.Check]:

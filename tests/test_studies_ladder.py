@@ -258,4 +258,7 @@ def test_prefixes_add_up_to_the_whole_ladder_and_are_kept_for_twice_the_passes_t
     again = study.run(plan.changed(passes=2 * plan.passes, brief=2 * plan.brief), lab.Lab(tmp_path)).frame
     trained = study.prefixes(again, n).drop([f"{FILM}{UNTRAINED}"], level="objective")
     pd.testing.assert_frame_equal(longer, trained)
+    shares = study.overheads(again, n)
+    shares = shares[~shares["objective"].str.endswith(UNTRAINED)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(study.overheads(found, n, twice=True).reset_index(drop=True), shares)
     assert (longer["distortion"] != study.prefixes(found, n).loc[longer.index, "distortion"]).all()
