@@ -14,10 +14,10 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def html() -> Path:
     """The built book, if it is that of the sources as they are."""
-    import build
+    import rendering
 
     built = ROOT / "_build" / "html"
-    if not (built / ".key").is_file() or (built / ".key").read_text() != build.book_key(ROOT):
+    if not (built / ".key").is_file() or (built / ".key").read_text() != rendering.book_key(ROOT):
         pytest.skip("the book is not built, or older than its sources: run `make book`")
     return built
 

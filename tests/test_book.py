@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 
-import build  # noqa: E402
 import pages  # noqa: E402
 import picture  # noqa: E402
+import running  # noqa: E402
+import shared  # noqa: E402
 
-LISTED = build.listed_pages(ROOT)
-CHAPTERS = [page for page in LISTED if page.startswith("book/executed/") and Path(page).name not in build.WRITTEN]
+LISTED = shared.listed_pages(ROOT)
+CHAPTERS = [page for page in LISTED if page.startswith("book/executed/") and Path(page).name not in running.WRITTEN]
 NUMBERED = [page for page in CHAPTERS if Path(page).name[0].isdigit()]  # the others are how-to pages
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # What the theme's own scripts say on every page.

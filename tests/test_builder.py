@@ -9,11 +9,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 
 import build  # noqa: E402
+import rendering  # noqa: E402
+import running  # noqa: E402
+import shared  # noqa: E402
 import staleness  # noqa: E402
 
 
@@ -32,7 +36,7 @@ def project(tmp_path):
     return tmp_path
 
 
-def store(project: Path, code: str) -> build.Notebook:
+def store(project: Path, code: str) -> running.Notebook:
     """Write the project's notebook, whose last cell is `code`."""
     cells = [
         nbformat.v4.new_markdown_cell("# Tiny", id="t"),
@@ -40,13 +44,13 @@ def store(project: Path, code: str) -> build.Notebook:
         nbformat.v4.new_code_cell(code, id="b"),
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = build.Notebook(project, "tiny")
+    notebook = running.Notebook(project, "tiny")
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), notebook.source)
     return notebook
 
 
 @contextlib.contextmanager
-def edited(notebook: build.Notebook):
+def edited(notebook: running.Notebook):
     """The notebook's source, to be changed and stored again."""
     source = nbformat.read(notebook.source, as_version=4)
     yield source
@@ -54,25 +58,25 @@ def edited(notebook: build.Notebook):
 
 
 def test_a_second_build_executes_nothing(project, capsys):
-    (notebook,) = build.listed_notebooks(project)
+    (notebook,) = running.listed_notebooks(project)
     assert notebook.parameters() == {"rate": 0.5}
-    assert build.execute_stale([notebook]) == 1
+    assert running.execute_stale([notebook]) == 1
     executed = nbformat.read(notebook.executed, as_version=4)
     assert executed.cells[-1].outputs[0].text == "42 0.5\n"
     assert "papermill" not in executed.metadata
     assert str(project) not in notebook.executed.read_text()
     before = notebook.executed.stat().st_mtime_ns
 
-    build.write_manifest([notebook])
+    running.write_manifest([notebook])
     page = (project / "book" / "executed" / "manifest.md").read_text()
     assert "`rate`" in page
-    whole = build.book_key(project)
+    whole = rendering.book_key(project)
     capsys.readouterr()
-    assert build.execute_stale([notebook]) == 0
-    build.write_manifest([notebook])
+    assert running.execute_stale([notebook]) == 0
+    running.write_manifest([notebook])
     assert capsys.readouterr().out == "tiny: up to date\n"
     assert notebook.executed.stat().st_mtime_ns == before
-    assert build.book_key(project) == whole
+    assert rendering.book_key(project) == whole
 
     notebook.executed.write_text(notebook.executed.read_text().replace("42", "43"))
     assert not notebook.is_current()
@@ -91,11 +95,11 @@ def test_a_failing_notebook_leaves_the_previous_book_untouched(project, capsys):
 
 
 def test_a_cell_that_takes_too_long_fails(project, monkeypatch):
-    monkeypatch.setattr(build, "CELL_TIMEOUT", 1)
+    monkeypatch.setattr(running, "CELL_TIMEOUT", 1)
     notebook = store(project, "import time\ntime.sleep(60)")
     notebook.executed.parent.mkdir()
-    with pytest.raises(build.BuildError, match="tiny failed"):
-        build.execute(notebook)
+    with pytest.raises(shared.BuildError, match="tiny failed"):
+        running.execute(notebook)
     assert not notebook.executed.exists()
 
 
@@ -106,7 +110,7 @@ def change(**edits):
     """An edit of the notebook's cells, by id; what is given as a dict goes into the cell's metadata."""
 
     def apply(project):
-        with edited(build.Notebook(project, "tiny")) as source:
+        with edited(running.Notebook(project, "tiny")) as source:
             for cell in source.cells:
                 edit = edits.get(cell.id)
                 if isinstance(edit, dict):
@@ -128,22 +132,22 @@ def file(name: str, text: str):
 
 
 def remove_cell(project):
-    with edited(build.Notebook(project, "tiny")) as source:
+    with edited(running.Notebook(project, "tiny")) as source:
         del source.cells[-1]
 
 
 def swap_cells(project):
-    with edited(build.Notebook(project, "tiny")) as source:
+    with edited(running.Notebook(project, "tiny")) as source:
         source.cells[1:3] = source.cells[2:0:-1]
 
 
 def add_prose(project):
-    with edited(build.Notebook(project, "tiny")) as source:
+    with edited(running.Notebook(project, "tiny")) as source:
         source.cells.insert(2, nbformat.v4.new_markdown_cell("A *new* paragraph.", id="p"))
 
 
 def remove_prose(project):
-    with edited(build.Notebook(project, "tiny")) as source:
+    with edited(running.Notebook(project, "tiny")) as source:
         del source.cells[0]
 
 
@@ -198,7 +202,7 @@ def reading(project):
 @pytest.mark.parametrize("edit", STALE.values(), ids=STALE)
 def test_what_decides_the_results_changes_the_key(reading, edit):
     before = reading.key()
-    assert build.Notebook(reading.root, "tiny").key() == before
+    assert running.Notebook(reading.root, "tiny").key() == before
     edit(reading.root)
     assert reading.key() != before
 
@@ -213,7 +217,7 @@ def test_what_decides_no_result_leaves_the_key(reading, edit):
 def test_a_changed_data_file_changes_the_key(project):
     data = project / "mine.npz"
     data.write_bytes(b"1")
-    notebook = build.Notebook(project, "tiny")
+    notebook = running.Notebook(project, "tiny")
     change(a='dataset: str = "mine.npz"')(project)
     before = notebook.key()
     data.write_bytes(b"2")
@@ -269,17 +273,17 @@ def built(reading):
     file("nbvae/notebook.py", "import json\ndef recorded(name):\n    return json.load(open(f'book/recorded/{name}.json'))\n")(
         reading.root
     )
-    assert build.execute_stale([reading]) == 1
+    assert running.execute_stale([reading]) == 1
     return reading
 
 
 def test_prose_captions_and_comments_reach_the_page_without_a_run(built, capsys):
-    whole = build.book_key(built.root)
+    whole = rendering.book_key(built.root)
     record = built.record.read_bytes()
     for name in ("a heading", "a new paragraph", "a caption", "a tag that hides", "a comment", "a parameter's comment"):
         CURRENT[name](built.root)
     capsys.readouterr()
-    assert build.execute_stale([built]) == 0
+    assert running.execute_stale([built]) == 0
     assert capsys.readouterr().out == "tiny: up to date, its prose renewed\n"
     page = nbformat.read(built.executed, as_version=4)
     source = nbformat.read(built.source, as_version=4)
@@ -291,25 +295,25 @@ def test_prose_captions_and_comments_reach_the_page_without_a_run(built, capsys)
             cell.update(outputs=[], execution_count=None)
     assert page.cells == source.cells
     assert built.record.read_bytes() == record
-    assert build.book_key(built.root) != whole
-    assert build.execute_stale([built]) == 0
+    assert rendering.book_key(built.root) != whole
+    assert running.execute_stale([built]) == 0
     assert capsys.readouterr().out == "tiny: up to date\n"
 
 
 def test_a_renewed_page_is_the_one_that_a_run_gives(built):
     CURRENT["a heading"](built.root)
     CURRENT["a caption"](built.root)
-    build.execute_stale([built])
+    running.execute_stale([built])
     renewed = built.executed.read_bytes()
     built.executed.unlink()
-    assert build.execute_stale([built]) == 1
+    assert running.execute_stale([built]) == 1
     assert built.executed.read_bytes() == renewed
 
 
 def test_results_and_prose_changed_together_run(built):
     CURRENT["a heading"](built.root)
     STALE["a record that is named"](built.root)
-    assert build.execute_stale([built]) == 1
+    assert running.execute_stale([built]) == 1
     page = nbformat.read(built.executed, as_version=4)
     assert page.cells[0].source == "# Tiny, and no more"
     assert page.cells[-1].outputs[0].text == "42 0.5 2\n"
@@ -320,7 +324,7 @@ def test_an_executed_notebook_that_lost_a_cell_is_run_again(built):
     del page.cells[1]
     nbformat.write(page, built.executed)
     assert not built.is_current()
-    assert build.execute_stale([built]) == 1
+    assert running.execute_stale([built]) == 1
 
 
 def test_a_source_that_is_no_notebook_ends_the_build_in_one_line(built, capsys):
@@ -332,9 +336,9 @@ def test_a_source_that_is_no_notebook_ends_the_build_in_one_line(built, capsys):
 
 
 def test_a_page_of_prose_changes_the_book(project):
-    whole = build.book_key(project)
+    whole = rendering.book_key(project)
     (project / "book" / "index.md").write_text("# Changed\n")
-    assert build.book_key(project) != whole
+    assert rendering.book_key(project) != whole
 
 
 def test_errors_and_stray_messages_in_outputs_are_found():
@@ -344,7 +348,7 @@ def test_errors_and_stray_messages_in_outputs_are_found():
         nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[]),
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("a = 1\nb = 2", outputs=outputs)])
-    assert build.output_problems(notebook) == [
+    assert running.output_problems(notebook) == [
         "cell `a = 1` writes to stderr: UserWarning: careful",
         "cell `a = 1` ends in ValueError: no",
     ]
@@ -372,13 +376,13 @@ def test_a_picture_needs_its_text_and_the_message_says_where(metadata, data, fou
     output = nbformat.v4.new_output("display_data", data=data)
     cells = [nbformat.v4.new_markdown_cell("# A"), nbformat.v4.new_code_cell("plot(loss)\nshow()", metadata=metadata)]
     cells[1].outputs = [nbformat.v4.new_output("stream", text="1"), output]
-    problems = build.picture_problems(nbformat.v4.new_notebook(cells=cells))
+    problems = running.picture_problems(nbformat.v4.new_notebook(cells=cells))
     assert len(problems) == found
     assert all("cell `plot(loss)`" in problem and '{"mystnb": {"image": {"alt": "…"}}}' in problem for problem in problems)
 
 
 def test_a_picture_without_text_ends_the_build_before_the_pages_and_is_mended_without_a_run(project, capsys, monkeypatch):
-    monkeypatch.setattr(build, "render", lambda *options: build.say("rendered"))
+    monkeypatch.setattr(build, "render", lambda *options: shared.say("rendered"))
     store(project, f"from IPython.display import display\ndisplay({SVG}, raw=True)")
     assert build.main(["--root", str(project)]) == 1
     shown = capsys.readouterr()
@@ -392,7 +396,7 @@ def test_a_picture_without_text_ends_the_build_before_the_pages_and_is_mended_wi
 
 def test_every_notebook_is_a_page_and_named_on_the_first_page():
     notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
-    listed = {notebook.name for notebook in build.listed_notebooks(ROOT)}
+    listed = {notebook.name for notebook in running.listed_notebooks(ROOT)}
     assert notebooks == listed, "each notebook needs its line `- file: book/executed/NAME` in _toc.yml"
     first = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
     missing = [name for name in sorted(listed) if f"(executed/{name}.ipynb)" not in first]
@@ -412,9 +416,9 @@ def test_the_contributors_map_names_what_is_there():
 
 
 def test_a_listed_notebook_must_exist(project):
-    build.Notebook(project, "tiny").source.unlink()
-    with pytest.raises(build.BuildError, match="book/executed/tiny"):
-        build.listed_notebooks(project)
+    running.Notebook(project, "tiny").source.unlink()
+    with pytest.raises(shared.BuildError, match="book/executed/tiny"):
+        running.listed_notebooks(project)
 
 
 @pytest.mark.parametrize(
@@ -430,25 +434,25 @@ def test_only_checked_pages_replace_the_previous_book(project, monkeypatch, stat
             file.write_text(page)
         return subprocess.CompletedProcess(command, status, stdout="WARNING: something", stderr="")
 
-    monkeypatch.setattr(build.subprocess, "run", fake)
+    monkeypatch.setattr(rendering.subprocess, "run", fake)
     previous = project / "_build" / "html" / "index.html"
     if accepted:
-        build.render(project, verbose=False)
+        rendering.render(project, verbose=False)
         assert not previous.exists()
         assert (project / "_build" / "html" / "book" / "index.html").read_text() == page
-        monkeypatch.setattr(build.subprocess, "run", None)  # a second call must not get that far
-        build.render(project, verbose=False)
+        monkeypatch.setattr(rendering.subprocess, "run", None)  # a second call must not get that far
+        rendering.render(project, verbose=False)
     else:
-        with pytest.raises(build.BuildError, match="previous book is untouched"):
-            build.render(project, verbose=False)
+        with pytest.raises(shared.BuildError, match="previous book is untouched"):
+            rendering.render(project, verbose=False)
         assert previous.read_text() == "the previous book"
 
 
 def test_the_configuration_names_only_options_that_exist():
     """Jupyter Book passes over a misspelt key in silence."""
     defaults = pytest.importorskip("jupyter_book.config").PATH_YAML_DEFAULT
-    known = build.yaml.safe_load(defaults.read_text(encoding="utf-8"))
-    given = build.yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    known = yaml.safe_load(defaults.read_text(encoding="utf-8"))
+    given = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     assert set(given) <= {*known, "bibtex_bibfiles"}
     for section in ("execute", "parse", "sphinx"):
         assert set(given.get(section, {})) <= set(known[section])

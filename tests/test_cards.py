@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("sphinx")
 
-import build
 import cards
+import shared
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -23,7 +23,7 @@ def figure(tags=(), svg="<svg>one</svg>"):
 def written(folder, *cells):
     path = folder / "page.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    cards.write(folder, {"page": path}, build.replace_text)
+    cards.write(folder, {"page": path}, shared.replace_text)
     return folder / cards.FOLDER / "page.svg"
 
 

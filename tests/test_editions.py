@@ -8,8 +8,9 @@ import nbformat
 import pytest
 import yaml
 
-import build
 import editions
+import rendering
+import shared
 
 ROOT = Path(__file__).resolve().parent.parent
 EXERCISE = {"kind": "predict", "difficulty": 2, "minutes": 15}
@@ -108,7 +109,7 @@ def traces(folder: Path) -> dict[str, set[str]]:
 
 def test_the_students_edition_has_no_trace_of_solutions_and_the_teachers_has_all(book):
     planted = set(PLANTED["solution"]), set(PLANTED["teacher"])
-    build.render(book, verbose=False, edition="student")
+    rendering.render(book, verbose=False, edition="student")
     student = book / "_build" / "student"
     assert traces(student) == {}
     page = (student / "book" / "executed" / "tiny.html").read_text(encoding="utf-8")
@@ -117,7 +118,7 @@ def test_the_students_edition_has_no_trace_of_solutions_and_the_teachers_has_all
     assert (student / "_static" / "sections.js").is_file()
     assert (student / "_sources" / "book" / "executed" / "tiny.ipynb").is_file()
 
-    build.render(book, verbose=False, edition="teacher")
+    rendering.render(book, verbose=False, edition="teacher")
     teacher = traces(book / "_build" / "teacher")
     assert set(teacher) == planted[0] | planted[1]  # the search looks where they are
     for word in (PLANTED["solution"][0], PLANTED["teacher"][0]):
@@ -127,7 +128,7 @@ def test_the_students_edition_has_no_trace_of_solutions_and_the_teachers_has_all
 
 
 def test_what_the_standard_edition_gives_to_sphinx_has_solutions_and_nothing_of_teachers(book):
-    editions.stage(book, build.listed_pages(book), "html", book / "staged")
+    editions.stage(book, shared.listed_pages(book), "html", book / "staged")
     shown = (book / "staged" / "book" / "executed" / "tiny.ipynb").read_text(encoding="utf-8")
     assert all(word in shown for word in PLANTED["solution"])
     assert not any(word in shown for word in PLANTED["teacher"])

@@ -14,6 +14,8 @@ pytest.importorskip("sphinx")
 
 import build
 import given
+import running
+import shared
 
 ROOT = Path(__file__).resolve().parent.parent
 REASON = "dataset mine.npz needs <labels>"
@@ -63,23 +65,23 @@ def executions(monkeypatch):
     """Runs in this process, in the place of papermill: the names and data sets of all that were made."""
     made = []
 
-    def execute(found: build.Notebook) -> float:
+    def execute(found: running.Notebook) -> float:
         page, dataset = found.read(), found.parameters().get("dataset")
         made.append((found.name, dataset))
         arrays = np.load(found.root / str(dataset)) if str(dataset).endswith(".npz") else {}
         if found.name == "labelled" and arrays and "train_labels" not in arrays:
-            raise build.Refused("labelled failed", REASON)
+            raise running.Refused("labelled failed", REASON)
         page.cells[-1].outputs = [nbformat.v4.new_output("stream", text=f"run on {dataset}\n")]
         page.metadata["language_info"] = {"name": "python"}
         nbformat.write(page, found.executed)
         return 0.0
 
-    monkeypatch.setattr(build, "execute", execute)
-    monkeypatch.setattr(build, "write_record", write_record)
+    monkeypatch.setattr(running, "execute", execute)
+    monkeypatch.setattr(running, "write_record", write_record)
     return made
 
 
-def write_record(found: build.Notebook, key: str, seconds: float) -> None:
+def write_record(found: running.Notebook, key: str, seconds: float) -> None:
     """What is noted of a run, without looking at this machine."""
     facts = dict.fromkeys(("commit", "data", "device", "python", "system"), "") | {"packages": {}}
     noted = {"key": key, "output": found.output(), "parameters": found.parameters(), "seconds": seconds}
@@ -89,8 +91,8 @@ def write_record(found: build.Notebook, key: str, seconds: float) -> None:
 def run(root: Path, dataset: Path | str) -> dict[str, str]:
     """What the notebooks print in a copy of the book on a data set."""
     copy = given.stage(root, str(dataset))
-    notebooks = build.listed_notebooks(copy)
-    build.execute_given(root, notebooks)
+    notebooks = running.listed_notebooks(copy)
+    running.execute_given(root, notebooks)
     executed = {each.name: nbformat.read(each.executed, as_version=4) for each in notebooks}
     return {name: page.cells[-1].outputs[0].text for name, page in executed.items()}
 
@@ -120,26 +122,26 @@ def test_other_content_under_the_same_name_is_run(project, tmp_path, executions)
 
 
 def test_what_the_book_has_executed_is_taken_over_where_it_is_the_same(project, tmp_path, executions):
-    build.execute_stale(build.listed_notebooks(project))
+    running.execute_stale(running.listed_notebooks(project))
     before = {path: path.read_bytes() for path in (project / "book" / "executed").iterdir()}
     assert len(before) == 6
     executions.clear()
     run(project, own(tmp_path / "mine.npz"))
     assert sorted(executions) == [("howto_data", "mine.npz"), ("labelled", "mine.npz")]
     assert {path: path.read_bytes() for path in (project / "book" / "executed").iterdir()} == before
-    assert all(each.is_current() for each in build.listed_notebooks(project))
+    assert all(each.is_current() for each in running.listed_notebooks(project))
 
 
 def test_a_refusal_is_remembered_when_another_notebook_fails(project, tmp_path, executions, monkeypatch):
-    execute = build.execute
+    execute = running.execute
 
     def fail(found):
         if found.name == "howto_data":
-            raise build.BuildError("howto_data failed")
+            raise shared.BuildError("howto_data failed")
         return execute(found)
 
-    monkeypatch.setattr(build, "execute", fail)
-    with pytest.raises(build.BuildError, match="howto_data failed"):
+    monkeypatch.setattr(running, "execute", fail)
+    with pytest.raises(shared.BuildError, match="howto_data failed"):
         run(project, own(tmp_path / "mine.npz"))
     assert set(given.read(project / "_build" / "mine.npz" / "source")[1]) == {"labelled"}
 
@@ -216,21 +218,21 @@ def test_live_examples_on_more_data_take_about_as_many_steps(project, tmp_path, 
     for name in ("03_rate_distortion", "06_aggregated_posterior"):
         notebook(project, name, 'dataset: str = "digits"\nepochs: int = 60  # passes', "")
     copy = given.stage(project, "digits")
-    assert build.Notebook(copy, "03_rate_distortion").parameters() == {"dataset": "digits", "epochs": epochs}
-    assert build.Notebook(copy, "06_aggregated_posterior").parameters() == {"dataset": "digits", "epochs": 60}
+    assert running.Notebook(copy, "03_rate_distortion").parameters() == {"dataset": "digits", "epochs": epochs}
+    assert running.Notebook(copy, "06_aggregated_posterior").parameters() == {"dataset": "digits", "epochs": 60}
 
 
 def test_notebooks_that_train_on_all_examples_have_passes():
     for name in given.ON_ALL:
-        assert {"dataset", "epochs"} <= set(build.Notebook(ROOT, name).parameters()), name
+        assert {"dataset", "epochs"} <= set(running.Notebook(ROOT, name).parameters()), name
 
 
 def test_a_run_that_ends_in_a_value_error_is_a_refusal_with_its_line(project):
     notebook(project, "labelled", "n = 1", f"if n == 1:\n    raise ValueError({REASON!r})")
-    found = build.Notebook(project, "labelled")
+    found = running.Notebook(project, "labelled")
     found.executed.parent.mkdir()
-    with pytest.raises(build.Refused) as refused:
-        build.execute(found)
+    with pytest.raises(running.Refused) as refused:
+        running.execute(found)
     assert refused.value.reason == REASON
     assert list(found.executed.parent.iterdir()) == []
 
@@ -241,14 +243,14 @@ def test_only_a_value_error_is_a_refusal(tmp_path):
         output = nbformat.v4.new_output("error", ename=kind, evalue="no labels\nand more", traceback=[])
         cells = [nbformat.v4.new_code_cell("x = 1", outputs=[output])]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{kind}.ipynb")
-        errors[kind] = build.failure("tiny", tmp_path / f"{kind}.ipynb", "")
+        errors[kind] = running.failure("tiny", tmp_path / f"{kind}.ipynb", "")
     refused = errors["ValueError"]
-    assert isinstance(refused, build.Refused)
+    assert isinstance(refused, running.Refused)
     assert refused.reason == "no labels"
-    assert not isinstance(errors["KeyError"], build.Refused)
+    assert not isinstance(errors["KeyError"], running.Refused)
     assert all(str(error).startswith("tiny failed\n  cell `x = 1` ends in") for error in errors.values())
-    dead = build.failure("tiny", tmp_path / "none.ipynb", "a\nb\nc\nThe kernel died")
-    assert not isinstance(dead, build.Refused)
+    dead = running.failure("tiny", tmp_path / "none.ipynb", "a\nb\nc\nThe kernel died")
+    assert not isinstance(dead, running.Refused)
     assert str(dead) == "tiny failed\n  b\n  c\n  The kernel died"
 
 

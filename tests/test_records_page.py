@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("sphinx")
 
-import build
 import records
+import shared
 import studies
 from studies import record
 
@@ -18,7 +18,7 @@ def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("book")
     (root / "book").mkdir()
     (root / "book" / "recorded").symlink_to(record.RECORDED)
-    records.write(root, build.replace_text)
+    records.write(root, shared.replace_text)
     return root / "book" / "executed"
 
 

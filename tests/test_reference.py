@@ -15,8 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 
-import build  # noqa: E402
 import docstrings  # noqa: E402
+import rendering  # noqa: E402
+import shared  # noqa: E402
 
 pytest.importorskip("sphinx")
 
@@ -106,7 +107,7 @@ def test_the_reference_is_complete():
 
 
 def test_every_room_has_its_page_and_every_page_its_line():
-    listed = build.listed_pages(ROOT)
+    listed = shared.listed_pages(ROOT)
     pages = [reference.page_of(room) for room in public.rooms()]
     assert [page for page in listed if page.startswith(f"{reference.FOLDER}/")] == [f"{reference.FOLDER}/index", *sorted(pages)]
     here = {path.relative_to(ROOT).with_suffix("").as_posix() for path in (ROOT / reference.FOLDER).glob("*.rst")}
@@ -339,7 +340,7 @@ def test_a_gap_ends_the_build_with_one_line(tmp_path, gap, complaint):
     run = site(tmp_path, **gap)
     assert run.returncode
     assert not (tmp_path / "_build" / "index.html").exists()
-    assert build.warnings_in(run.stderr) == f"  ERROR: {complaint}"
+    assert rendering.warnings_in(run.stderr) == f"  ERROR: {complaint}"
 
 
 @pytest.mark.parametrize("room", public.rooms())
