@@ -27,6 +27,7 @@ from torch import Tensor
 from nbvae import analytic, checks, data, estimators, limits, models, objectives, results, training
 from nbvae.results import Estimate
 from studies import convergence, replacements
+from studies.failures import Grown
 from studies.lab import Lab, sweep
 from studies.plan import Plan as Common
 from studies.plan import load
@@ -40,6 +41,7 @@ PARTS = tuple(replacements.STAGES)
 GAP = "gap"
 IMAGES = "images"
 _SHORTER = (2, 1)  # parts of the passes that are tried too
+_START = 0.02  # the weight of the rate with which a VAE's training begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +252,10 @@ def _lower_bounds(
 
 
 def _vaes(found: Source, times: int, dim: int, seed: int, betas: list[float], **plan: Any) -> list[dict[str, Any]]:
-    """A β-VAE for each β, the best of several numbers of passes, and the parts of what it is above a codebook by."""
+    """A β-VAE for each β, the best of several numbers of passes, and the parts of what it is above a codebook by.
+
+    β grows to its value over the first half of a training.
+    """
     ds, rows = found.ds, []
 
     def make() -> models.VAE:
@@ -258,7 +263,10 @@ def _vaes(found: Source, times: int, dim: int, seed: int, betas: list[float], **
 
     best: dict[float, tuple[float, Any]] = {}
     for config in _configs(times, **plan):
-        runs = sweep(make, ds, betas, objective=objectives.BetaVAE, seeds=[seed], config=config, store=plan["store"])
+        steps = config.epochs * -(-len(ds.train) // config.batch_size)
+        # From the first step on, a large β empties the codes of whole images, and most trainings never recover.
+        grown = [Grown(beta, min(_START, beta), max(1, steps // 2)) for beta in betas]
+        runs = sweep(make, ds, objectives=grown, seeds=[seed], config=config, store=plan["store"])
         for beta, run in zip(betas, runs, strict=True):
             loss = estimators.evaluate(run.model, ds.validation, beta, plan["draws"], seed).loss()
             best[beta] = min(best.get(beta, (math.inf, None)), (loss, run.model), key=lambda each: each[0])
@@ -273,7 +281,7 @@ def _vaes(found: Source, times: int, dim: int, seed: int, betas: list[float], **
 
 
 def _one_model(found: Source, times: int, dim: int, seed: int, betas: list[float], **plan: Any) -> list[dict[str, Any]]:
-    """One model of many β, with the number of passes that is best for the mean of D/β + R over those of the plan."""
+    """One model of many β, trained for the mean of D/β + R, with the number of passes that is best for that of the plan's."""
     ds = found.ds
 
     def make() -> models.MultiBetaVAE:
@@ -283,7 +291,7 @@ def _one_model(found: Source, times: int, dim: int, seed: int, betas: list[float
 
     best: tuple[float, Any] = math.inf, None
     for config in _configs(times, **plan):
-        [run] = sweep(make, ds, objectives=[objectives.MultiBeta()], seeds=[seed], config=config, store=plan["store"])
+        [run] = sweep(make, ds, objectives=[objectives.MultiBeta(power=1.0)], seeds=[seed], config=config, store=plan["store"])
         model: Any = run.model
         each = [estimators.evaluate(model.at(beta), ds.validation, beta, plan["draws"], seed) for beta in betas]
         mean = sum(point.loss() / point.beta for point in each) / len(betas)
