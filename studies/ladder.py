@@ -7,9 +7,9 @@ Gaussians, is its overhead.
 
 Two things are varied. How the codes of an image are drawn: independently, or each as a noisy copy of the finer one, by channel
 or by matrix (`posterior.Coupling`); each alone has its own posterior's law in any case. And where the models come from: views
-of one model of many β, by three ways of telling it β; β-VAEs trained separately; β-VAEs that are trained on from one
-another, in either direction, for as long as the first or briefly at a low learning rate; and the β-VAE of the smallest β
-alone, with noise on its codes for the others and a decoder for each.
+of one model of many β, by three ways of telling it β, trained as usual or on codes that are drawn together; β-VAEs trained
+separately; β-VAEs that are trained on from one another, in either direction, for as long as the first or briefly at a low
+learning rate; and the β-VAE of the smallest β alone, with noise on its codes for the others and a decoder for each.
 """
 
 from copy import deepcopy
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from nbvae import checks, data, estimators, metrics, models, objectives, posterior, results, samplers, training
 from nbvae.results import Estimate
-from studies import convergence
+from studies import convergence, pairs
 from studies.lab import Lab, sweep
 from studies.objectives import likelihood, schedule
 from studies.plan import Plan as Common
@@ -41,7 +41,8 @@ DOWN, UP, BRIEF = "continued to smaller β", "continued to larger β", "continue
 UNTRAINED = ", untrained"
 TWICE = ", twice the passes"  # behind the names of quantities
 COPIES = "noisy copies of one code"
-KINDS = (*MANY, APART, DOWN, UP, BRIEF, COPIES)
+ON_COPIES = {f"{kind}, trained on copies": kind for kind in MANY}  # pairs of codes that are drawn together
+KINDS = (*MANY, APART, DOWN, UP, BRIEF, COPIES, *ON_COPIES)
 COUPLINGS = posterior.KINDS
 PRIOR, ALONE, STEP = "last code, prior", "last code", "one step"
 
@@ -104,8 +105,9 @@ def plan(dataset: str, budget: str) -> Plan:
         full = full.changed(
             **{"images": 10_000, "latent_dim": 16, "hidden": (200, 200), "lr": 2e-3, "brief_lr": 5e-4, "power": 0.0},
             **{"ladder": (16.0, 8.0, 4.0, 2.0, 1.0, 0.5), "lowest": 0.25, "highest": 25.0, "passes": 40, "brief": 6},
-            # A third way to train on is compared on the digits.
-            **{"draws": 2, "measured": 2, "kinds": tuple(kind for kind in KINDS if kind != UP), "components": (10,)},
+            # A third way to train on is compared on the digits, and training on copies.
+            **{"draws": 2, "measured": 2, "components": (10,)},
+            kinds=tuple(kind for kind in KINDS if kind not in (UP, *ON_COPIES)),
         )
     if dataset == "glyphs":
         full = full.changed(binarize="threshold")
@@ -216,16 +218,18 @@ def ladders(
     shape: dict[str, Any] = {"shape": ds.shape, "latent_dim": latent_dim, "hidden": hidden} | likelihood(ds)
     config = schedule(ds, passes, batch, lr, device)
     how: Any = {"seeds": seeds, "config": config, "store": store}
-    name = kind.removesuffix(UNTRAINED)
+    name = ON_COPIES.get(kind, kind.removesuffix(UNTRAINED))
     if name in MANY:
         make = partial(one_model, MANY[name], shape, (lowest, highest))
-        if name != kind:
+        if kind.endswith(UNTRAINED):
             every = []
             for seed in seeds:
                 with training.seeded(seed):
                     every.append(make())
         else:
-            every = [each.model for each in sweep(make, ds, objectives=[objectives.MultiBeta(power)], **how)]
+            of_pairs = pairs.Pairs(power, ladder[0] / ladder[1], pairs.COPY)
+            objective = of_pairs if kind in ON_COPIES else objectives.MultiBeta(power)
+            every = [each.model for each in sweep(make, ds, objectives=[objective], **how)]
         return [[model.at(beta) for beta in ladder] for model in every]
     if kind == APART:
         runs = sweep(partial(models.VAE, **shape), ds, ladder, **how)

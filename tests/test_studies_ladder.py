@@ -1,5 +1,7 @@
 """The study of ladders: where models come from, what concatenation is, what is compared with what, and what is claimed."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +10,10 @@ from errors import one_line
 
 from nbvae import analytic, data, estimators, models, posterior, samplers, training
 from nbvae.objectives import MultiBeta
-from studies import lab
+from studies import lab, pairs
 from studies import ladder as study
 from studies.ladder import ALONE, APART, BRIEF, COPIES, DOWN, FILM, PRIOR, UNTRAINED, UP, Plan
+from studies.objectives import schedule
 
 LADDER = [2.0, 0.5, 0.1]
 SETTINGS = {
@@ -77,6 +80,19 @@ def test_views_of_one_model_are_at_the_betas_of_the_ladder_and_untrained_ones_ar
             )
         assert torch.equal(weights(fresh[0].model), weights(again))
         assert not torch.equal(weights(trained[0].model), weights(again))
+
+
+def test_training_on_copies_is_that_on_pairs_of_neighbours_of_the_ladder(digits):
+    for name, usual in study.ON_COPIES.items():
+        [found], [plain] = (study.ladders(digits, kind, LADDER, seeds=[3], **SETTINGS) for kind in (name, usual))
+        assert not torch.equal(weights(found[0].model), weights(plain[0].model))
+        shape = {"shape": digits.shape, "latent_dim": 2, "hidden": [8]}
+        with training.seeded(3):
+            model = study.one_model(study.MANY[usual], shape, (SETTINGS["lowest"], SETTINGS["highest"]))
+        objective = pairs.Pairs(SETTINGS["power"], LADDER[0] / LADDER[1], pairs.COPY)
+        config = dataclasses.replace(schedule(digits, 2, 50, 4e-3, "cpu"), seed=3)
+        again = training.fit(model, digits, objective, config).model
+        torch.testing.assert_close(weights(found[0].model), weights(again))
 
 
 def test_concatenation_is_log_beta_as_one_more_input():
