@@ -46,6 +46,8 @@ def faults(notebook: nbformat.NotebookNode) -> list[str]:
             found.append(f"cell {number} has an execution count")
         if "derivation" not in cell.metadata.get("tags", []) and defines(cell.source):
             found.append(f"cell {number} defines a function or a class")
+        if shows_nothing(cell.source):
+            found.append(f"cell {number} makes what nothing shows: only the last value of a cell is shown without display()")
     return found + exercise_faults(notebook.cells) + dependencies(notebook.cells)
 
 
@@ -53,6 +55,14 @@ def defines(source: str) -> bool:
     """Whether code holds a `def` or `class`, at any depth; lines of magic are left out."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return any(isinstance(node, kinds) for node in ast.walk(ast.parse(staleness.plain(source))))
+
+
+def shows_nothing(source: str) -> bool:
+    """Whether code makes a table or a live element, by `notebook`, neither as its last value nor for another use."""
+    tree = ast.parse(staleness.plain(source))
+    dropped = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and node is not tree.body[-1]]
+    called = [ast.unparse(node.func) for node in dropped if isinstance(node, ast.Call)]
+    return any(name in ("notebook.table", "notebook.live") for name in called)
 
 
 # Exercises -----------------------------------------------------------------------------------------------------------
@@ -298,6 +308,10 @@ def a_class(notebook):
     notebook.cells[3].source = "%time\nclass A:\n    pass"
 
 
+def unseen(notebook):
+    notebook.cells[2].source = "for frame in ():\n    notebook.table(frame)"
+
+
 def cell(number: int, **changes) -> Callable[[nbformat.NotebookNode], None]:
     """A change of a cell's source, or of its metadata."""
 
@@ -376,6 +390,7 @@ def test_each_fault_of_an_exercise_is_found(spoil, complaint):
         (count, "cell 2 has an execution count"),
         (function, "cell 2 defines"),
         (a_class, "cell 3 defines"),
+        (unseen, "cell 2 makes what nothing shows"),
     ],
 )
 def test_each_fault_is_found(spoil, complaint):
