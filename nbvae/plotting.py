@@ -185,7 +185,7 @@ def image_grid(
 ) -> Axes:
     """Draw a grid of images on one scale.
 
-    - `images`: (rows, columns, channels, height, width), or vectors (rows, columns, n), drawn as strips one pixel high. Three
+    - `images`: (rows, columns, channels, height, width), or vectors (rows, columns, n), drawn as strips of one row. Three
       channels are red, green and blue, a fourth is opacity; any other number of them is averaged into grey. Values that
       are nan are left blank.
     - `rows`, `columns`: a label for each row and each column, or none at all.
@@ -209,8 +209,11 @@ def image_grid(
     sheet = np.concatenate(list(np.concatenate(list(padded.swapaxes(0, 1)), axis=2)), axis=0).clip(low, high)
     # matplotlib scales grey images only: colour it cuts at 0 and 1, whatever the limits.
     sheet = (sheet - low) / (high - low) if sheet.ndim == 3 else sheet
-    ax = _axes(ax, (min(9.0, 0.62 * n_columns + 2.5), 0.62 * n_rows * height / width + 0.8))
-    ax.imshow(sheet, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    strips = height == 1 < width  # of square pixels they would be too thin to see, and their labels would overlap
+    row = max(0.62 * height / width, 0.2 * strips)
+    ax = _axes(ax, (min(9.0, 0.62 * n_columns + 2.5), row * n_rows + 0.8))
+    aspect = "auto" if strips else "equal"
+    ax.imshow(sheet, cmap="gray", vmin=low, vmax=high, interpolation="nearest", aspect=aspect)
     ax.set_yticks((np.arange(n_rows) + 0.5) * (height + 1) - 1, labels[0])
     ax.set_xticks((np.arange(n_columns) + 0.5) * (width + 1) - 1, labels[1])
     ax.tick_params(length=0, labelsize=9)
