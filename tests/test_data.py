@@ -747,6 +747,14 @@ def test_a_scale_that_networks_overflow_on_is_told():
     one_line(lambda: data.Dataset("wild", 1680 * x, x, x).check_scale(), "dataset wild reaches 1680: scale it to about 1")
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5])
+def test_a_scale_of_data_that_never_vary_is_refused(value):
+    x = torch.full((20, 4), value)
+    one_line(lambda: data.Dataset("flat", x, x, x).check_scale(), "dataset flat never varies: there is nothing to code")
+    once = torch.cat([x, x.new_tensor([[value, value, value, value + 1]])])
+    data.Dataset("once", once, x, x).check_scale()
+
+
 # factors
 
 LEVELS = {"weight": ("regular", "bold"), "size": ("small", "middle", "large")}

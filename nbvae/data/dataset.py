@@ -169,7 +169,7 @@ class Dataset:
         return digest.hexdigest()
 
     def check_scale(self) -> None:
-        """Raise `ValueError` where `train` reaches far beyond 1, so that networks at their start overflow on it.
+        """Raise `ValueError` where `train` never varies, or reaches so far beyond 1 that networks at their start overflow.
 
         >>> from nbvae import data
         >>> data.load("digits").check_scale()
@@ -177,6 +177,8 @@ class Dataset:
         if self.reach > 30:
             cure = "scale it to about 1 (minus the training mean, over the standard deviation)"
             raise ValueError(f"dataset {self.name} reaches {self.reach:.4g}: {cure}")
+        if not (self.train != self.train.flatten()[0]).any():
+            raise ValueError(f"dataset {self.name} never varies: there is nothing to code")
 
     def first(self, n: int) -> "Dataset":
         """The same with the first n training examples only, with their labels and factors; `ValueError` if there are fewer.
