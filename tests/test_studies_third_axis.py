@@ -56,6 +56,21 @@ def test_where_the_rate_is_beyond_log_n_the_held_out_bound_holds_and_that_of_the
     assert exact.marginal_kl - 0.2 < bound.value < exact.marginal_kl + 4 * bound.stderr
 
 
+@pytest.mark.parametrize("n", [10, 30, 100, 300, 1000])
+@pytest.mark.parametrize("variance", [0.3, 1e-3, 1e-6])
+def test_the_held_out_bound_is_below_the_truth_at_every_n_and_above_that_of_the_sample_beyond_log_n(variance, n):
+    model, exact = linear(variance)
+    few, x = examples(n, 2), examples(2000, 1)
+    terms: Any = estimators.decompose(model, few, n_samples=20)
+    for components in (1, 3):
+        bound = marginal_kl_lower(model, few, x, components=components)["marginal_kl_held_out"]
+        assert bound.value < exact.marginal_kl + 4 * bound.stderr
+        # A mixture of three has more than one Gaussian to fit to ten or thirty codes, of a law that is Gaussian.
+        if terms.rate > terms.log_n and (components == 1 or n >= 100):
+            assert bound.value > terms.marginal_kl_lower
+    assert (terms.rate > terms.log_n) == (variance < 0.01 or n <= 100)
+
+
 def test_a_mixture_fitted_to_few_codes_bounds_from_below_too():
     model, exact = linear(0.3)
     bound = marginal_kl_lower(model, examples(30, 0), examples(3000, 1), components=8, draws=1)["marginal_kl_held_out"]
