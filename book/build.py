@@ -5,9 +5,9 @@
 1. Each notebook that `_toc.yml` names as `book/executed/NAME` is executed by papermill, in a process of its own with one
    thread, if anything that decides its results has changed. A notebook that fails ends the build. Where only prose,
    captions or comments have changed, they are put around the results that are there.
-2. `editions.py` copies the pages, without the cells that the edition leaves out, and Jupyter Book renders them into a temporary
-   folder. They are checked by `pages.py`, and only then renamed to `_build/html`, or `_build/student` and `_build/teacher` for
-   those editions: whatever goes wrong, the previous book stays as it was.
+2. `editions.py` copies the pages, without the cells and pages that the edition leaves out, and Jupyter Book renders them into a
+   temporary folder. They are checked by `pages.py`, and only then renamed to `_build/html`, or `_build/student` and
+   `_build/teacher` for those editions: whatever goes wrong, the previous book stays as it was.
 
 With a data set, the book is built on it in `_build/NAME`, as `given.py` describes, and this one stays as it is.
 """
@@ -444,7 +444,7 @@ def render(
     built = root / "_build" if built is None else built
     key, target = book_key(root), built / edition
     place = target.relative_to(next(folder for folder in target.parents if folder.name == "_build").parent)
-    listed = listed_pages(root)
+    listed = [page for page in listed_pages(root) if editions.has(edition, page)]
     stamp = target / ".key"
     there = all((target / f"{page}.html").is_file() for page in listed)
     if there and stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
