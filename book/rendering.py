@@ -1,7 +1,8 @@
 """Turn executed notebooks and prose into checked HTML, and put it in the place of the previous pages.
 
 `editions.py` copies the pages, without the cells and pages that the edition leaves out, and Jupyter Book renders them into
-a temporary folder. They are checked by `pages.py`, and only then renamed: whatever goes wrong, the previous pages stay as they were.
+a temporary folder. They are checked by `pages.py`, and only then renamed: whatever goes wrong, the previous pages stay as they
+were.
 """
 
 import os
