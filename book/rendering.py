@@ -1,7 +1,8 @@
 """Turn executed notebooks and prose into checked HTML, and put it in the place of the previous pages.
 
-`editions.py` copies the pages, without the cells that the edition leaves out, and Jupyter Book renders them into a temporary
-folder. They are checked by `pages.py`, and only then renamed: whatever goes wrong, the previous pages stay as they were.
+`editions.py` copies the pages, without the cells and pages that the edition leaves out, and Jupyter Book renders them into
+a temporary folder. They are checked by `pages.py`, and only then renamed: whatever goes wrong, the previous pages stay as they
+were.
 """
 
 import os
@@ -39,7 +40,7 @@ def render(
     built = root / "_build" if built is None else built
     key, target = book_key(root), built / edition
     place = target.relative_to(next(folder for folder in target.parents if folder.name == "_build").parent)
-    listed = listed_pages(root)
+    listed = [page for page in listed_pages(root) if editions.has(edition, page)]
     stamp = target / ".key"
     there = all((target / f"{page}.html").is_file() for page in listed)
     if there and stamp.is_file() and stamp.read_text(encoding="utf-8") == key:

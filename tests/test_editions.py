@@ -39,13 +39,13 @@ def test_each_edition_leaves_out_its_cells_and_no_others():
 # Words that no stemmer changes, one for each thing that an edition leaves out.
 PLANTED = {
     "solution": ("zoqabo", "zoqaco", "zoqado", "zoqafo", "zoqago"),
-    "teacher": ("zoqalo", "zoqamo"),
+    "teacher": ("zoqalo", "zoqamo", "zoqano"),
 }
 
 
 @pytest.fixture
 def book(tmp_path):
-    """A book of a page and a chapter that was executed, with the planted words in solutions and teachers' cells."""
+    """A book of a page, a chapter that was executed and an exam; planted words in solutions and in what is for teachers."""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "book" / "executed").mkdir(parents=True)
     shutil.copytree(ROOT / "book" / "_static", tmp_path / "book" / "_static")
@@ -58,10 +58,16 @@ def book(tmp_path):
     settings["sphinx"]["config"]["extensions"].remove("reference")
     settings["sphinx"]["config"]["extensions"].remove("sphinxcontrib.bibtex")
     (tmp_path / "_config.yml").write_text(yaml.safe_dump(settings))
-    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters: [{file: book/executed/tiny}]\n")
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/index\nparts:\n"
+        "- {caption: Chapters, chapters: [{file: book/executed/tiny}]}\n"
+        "- {caption: For teachers, chapters: [{file: book/teaching/exam}]}\n"
+    )
     (tmp_path / "book" / "index.md").write_text("# Tiny\n\nSee {numref}`ex-one`.\n")
     text, code, figure, more, raw = PLANTED["solution"]
-    hint, said = PLANTED["teacher"]
+    hint, said, page = PLANTED["teacher"]
+    (tmp_path / "book" / "teaching").mkdir()
+    (tmp_path / "book" / "teaching" / "exam.md").write_text(f"# An exam\n\nIt is {page}, by {{numref}}`ex-one`.\n")
     svg = f"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><text>{raw}</text></svg>"
     outputs = [
         nbformat.v4.new_output("stream", text=f"found {figure}\n"),
@@ -133,3 +139,26 @@ def test_what_the_standard_edition_gives_to_sphinx_has_solutions_and_nothing_of_
     assert all(word in shown for word in PLANTED["solution"])
     assert not any(word in shown for word in PLANTED["teacher"])
     assert {path.name for path in (book / "staged").iterdir()} == {"_config.yml", "_toc.yml", "book", "notebooks"}
+
+
+def test_the_pages_for_teachers_and_their_part_of_the_contents_are_not_staged_for_students(book):
+    toc = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8"))
+    for edition in editions.LEFT_OUT:
+        staged = book / edition
+        editions.stage(book, shared.listed_pages(book), edition, staged)
+        found = yaml.safe_load((staged / "_toc.yml").read_text(encoding="utf-8"))
+        if edition == "student":
+            assert found == {**toc, "parts": toc["parts"][:1]}
+            assert not (staged / "book" / "teaching").exists()
+            assert traces(staged / "book") == {}
+        else:
+            assert found == toc
+            assert (staged / "book" / "teaching" / "exam.md").is_file()
+
+
+def test_what_an_edition_keeps_of_the_contents_of_the_book():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    assert editions.contents(toc, "html") == editions.contents(toc, "teacher") == toc
+    kept = editions.contents(toc, "student")
+    assert kept["parts"] == [part for part in toc["parts"] if part["caption"] != "For teachers"]
+    assert len(kept["parts"]) == len(toc["parts"]) - 1
