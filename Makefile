@@ -42,7 +42,7 @@ bench: $(READY)  ## run the measured comparisons, one after another
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean:  ## remove the built book and the executed notebooks; the environment stays
-	@rm -rf _build book/executed .pytest_cache .ruff_cache
+	@rm -rf _build build book/executed .pytest_cache .ruff_cache
 	@echo "Removed the built book. The environment is in $(VENV): delete that folder to start afresh."
 
 # The stamps are renewed when a file that decides the environment's content changes.
